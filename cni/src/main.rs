@@ -1,0 +1,3 @@
+//! The CNI plugin of Mesh: attaches pods.
+
+fn main() {}

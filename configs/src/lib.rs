@@ -1,0 +1,1 @@
+//! Every shipped configuration, handed to tests as text.

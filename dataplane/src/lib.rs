@@ -1,0 +1,1 @@
+//! A userspace WireGuard data plane: packets between TUN queues and UDP sockets.

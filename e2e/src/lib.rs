@@ -1,0 +1,1 @@
+//! A network-namespace lab: real binaries, real packets.

@@ -1,0 +1,1 @@
+//! Typed Linux network calls: namespaces, links, addresses, routes, rules, nftables, sysctls.

@@ -1,0 +1,3 @@
+//! Enrols nodes and tells each who its peers are.
+
+fn main() {}

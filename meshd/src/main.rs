@@ -1,0 +1,3 @@
+//! The node daemon of Mesh.
+
+fn main() {}
