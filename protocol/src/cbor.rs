@@ -7,7 +7,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
+use minicbor::decode::Error as DecodeError;
+use minicbor::encode::{Error as EncodeError, Write};
+use minicbor::{Decode, Decoder, Encode, Encoder};
 
 /// Arrays and maps inside each other, at most.
 pub const MAX_DEPTH: usize = 16;
@@ -147,7 +149,11 @@ impl<'a> Walk<'a> {
             31 => return Err(CborError::NotCanonical("indefinite length")),
             _ => return Err(CborError::Forbidden("a reserved length")),
         };
-        if value < least { Err(CborError::NotCanonical("number is not in its shortest form")) } else { Ok((major, value)) }
+        if value < least {
+            Err(CborError::NotCanonical("number is not in its shortest form"))
+        } else {
+            Ok((major, value))
+        }
     }
 
     fn number<const N: usize>(&mut self) -> Result<u64, CborError> {
@@ -163,19 +169,19 @@ impl<'a> Walk<'a> {
 }
 
 /// Reads a byte string of exactly 32 bytes.
-pub(crate) fn array32(d: &mut Decoder<'_>) -> Result<[u8; 32], decode::Error> {
-    d.bytes()?.try_into().map_err(|_| decode::Error::message("not 32 bytes"))
+pub(crate) fn array32(d: &mut Decoder<'_>) -> Result<[u8; 32], DecodeError> {
+    d.bytes()?.try_into().map_err(|_| DecodeError::message("not 32 bytes"))
 }
 
 /// Reads and writes [`IpNet`]: address bytes (4 or 16, network order), then one byte of prefix length. Host bits are 0.
 pub mod net {
-    use super::{Decoder, Encoder, IpNet, Ipv4Net, Ipv6Net, decode, encode, ip_from};
+    use super::{DecodeError, Decoder, EncodeError, Encoder, IpNet, Ipv4Net, Ipv6Net, Write, ip_from};
 
     /// For `#[cbor(with)]`.
     ///
     /// # Errors
     /// Those of the writer.
-    pub fn encode<C, W: encode::Write>(net: &IpNet, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
+    pub fn encode<C, W: Write>(net: &IpNet, e: &mut Encoder<W>, _: &mut C) -> Result<(), EncodeError<W::Error>> {
         let mut bytes = super::ip_bytes(net.addr());
         bytes.push(net.prefix_len());
         e.bytes(&bytes)?.ok()
@@ -185,15 +191,15 @@ pub mod net {
     ///
     /// # Errors
     /// A length other than 5 or 17, a prefix longer than the address, or host bits that are set.
-    pub fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<IpNet, decode::Error> {
-        let bad = |_| decode::Error::message("prefix is longer than the address");
+    pub fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<IpNet, DecodeError> {
+        let bad = |_| DecodeError::message("prefix is longer than the address");
         let bytes = d.bytes()?;
-        let (length, address) = bytes.split_last().ok_or_else(|| decode::Error::message("empty prefix"))?;
+        let (length, address) = bytes.split_last().ok_or_else(|| DecodeError::message("empty prefix"))?;
         let net = match ip_from(address)? {
             std::net::IpAddr::V4(address) => IpNet::V4(Ipv4Net::new(address, *length).map_err(bad)?),
             std::net::IpAddr::V6(address) => IpNet::V6(Ipv6Net::new(address, *length).map_err(bad)?),
         };
-        if net.trunc() == net { Ok(net) } else { Err(decode::Error::message("prefix has host bits set")) }
+        if net.trunc() == net { Ok(net) } else { Err(DecodeError::message("prefix has host bits set")) }
     }
 }
 
@@ -201,17 +207,17 @@ macro_rules! list_of {
     ($(#[$doc:meta])* $module:ident, $item:ty, $one:ident) => {
         $(#[$doc])*
         pub mod $module {
-            use super::{Decoder, Encoder, decode, encode};
+            use super::{DecodeError, Decoder, EncodeError, Encoder, Write};
 
             /// For `#[cbor(with)]`.
             ///
             /// # Errors
             /// Those of the writer.
-            pub fn encode<C, W: encode::Write>(
+            pub fn encode<C, W: Write>(
                 list: &[$item],
                 e: &mut Encoder<W>,
                 ctx: &mut C,
-            ) -> Result<(), encode::Error<W::Error>> {
+            ) -> Result<(), EncodeError<W::Error>> {
                 e.array(list.len() as u64)?;
                 list.iter().try_for_each(|item| super::$one::encode(item, e, ctx))
             }
@@ -220,8 +226,8 @@ macro_rules! list_of {
             ///
             /// # Errors
             /// Those of an element.
-            pub fn decode<C>(d: &mut Decoder<'_>, ctx: &mut C) -> Result<Vec<$item>, decode::Error> {
-                let count = d.array()?.ok_or_else(|| decode::Error::message("indefinite length"))?;
+            pub fn decode<C>(d: &mut Decoder<'_>, ctx: &mut C) -> Result<Vec<$item>, DecodeError> {
+                let count = d.array()?.ok_or_else(|| DecodeError::message("indefinite length"))?;
                 (0..count).map(|_| super::$one::decode(d, ctx)).collect()
             }
         }
@@ -239,17 +245,17 @@ list_of! {
 
 /// Reads and writes [`SocketAddr`]: address bytes (4 or 16, network order), then the port (2, big-endian).
 pub mod socket {
-    use super::{Decoder, Encoder, SocketAddr, decode, encode, ip_from};
+    use super::{DecodeError, Decoder, EncodeError, Encoder, SocketAddr, Write, ip_from};
 
     /// For `#[cbor(with)]`.
     ///
     /// # Errors
     /// Those of the writer.
-    pub fn encode<C, W: encode::Write>(
+    pub fn encode<C, W: Write>(
         socket: &SocketAddr,
         e: &mut Encoder<W>,
         _: &mut C,
-    ) -> Result<(), encode::Error<W::Error>> {
+    ) -> Result<(), EncodeError<W::Error>> {
         let mut bytes = super::ip_bytes(socket.ip());
         bytes.extend(socket.port().to_be_bytes());
         e.bytes(&bytes)?.ok()
@@ -259,13 +265,13 @@ pub mod socket {
     ///
     /// # Errors
     /// A length other than 6 or 18, or port 0.
-    pub fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<SocketAddr, decode::Error> {
+    pub fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<SocketAddr, DecodeError> {
         let bytes = d.bytes()?;
         let (address, port) =
-            bytes.split_last_chunk::<2>().ok_or_else(|| decode::Error::message("socket address is cut short"))?;
+            bytes.split_last_chunk::<2>().ok_or_else(|| DecodeError::message("socket address is cut short"))?;
         let port = u16::from_be_bytes(*port);
         if port == 0 {
-            return Err(decode::Error::message("port 0"));
+            return Err(DecodeError::message("port 0"));
         }
         Ok(SocketAddr::new(ip_from(address)?, port))
     }
@@ -273,13 +279,13 @@ pub mod socket {
 
 /// Reads and writes [`IpAddr`]: 4 or 16 bytes, network order.
 pub mod ip {
-    use super::{Decoder, Encoder, IpAddr, decode, encode};
+    use super::{DecodeError, Decoder, EncodeError, Encoder, IpAddr, Write};
 
     /// For `#[cbor(with)]`.
     ///
     /// # Errors
     /// Those of the writer.
-    pub fn encode<C, W: encode::Write>(ip: &IpAddr, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
+    pub fn encode<C, W: Write>(ip: &IpAddr, e: &mut Encoder<W>, _: &mut C) -> Result<(), EncodeError<W::Error>> {
         e.bytes(&super::ip_bytes(*ip))?.ok()
     }
 
@@ -287,7 +293,7 @@ pub mod ip {
     ///
     /// # Errors
     /// A length other than 4 or 16.
-    pub fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<IpAddr, decode::Error> {
+    pub fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<IpAddr, DecodeError> {
         super::ip_from(d.bytes()?)
     }
 }
@@ -299,12 +305,12 @@ fn ip_bytes(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-fn ip_from(bytes: &[u8]) -> Result<IpAddr, decode::Error> {
+fn ip_from(bytes: &[u8]) -> Result<IpAddr, DecodeError> {
     if let Ok(four) = <[u8; 4]>::try_from(bytes) {
         return Ok(IpAddr::V4(Ipv4Addr::from(four)));
     }
     if let Ok(sixteen) = <[u8; 16]>::try_from(bytes) {
         return Ok(IpAddr::V6(Ipv6Addr::from(sixteen)));
     }
-    Err(decode::Error::message("address is neither 4 nor 16 bytes"))
+    Err(DecodeError::message("address is neither 4 nor 16 bytes"))
 }

@@ -136,10 +136,8 @@ impl FromStr for Name {
 
     fn from_str(text: &str) -> Result<Self, IdError> {
         let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        let good = (1..=63).contains(&text.len())
-            && text.bytes().all(inner)
-            && !text.starts_with('-')
-            && !text.ends_with('-');
+        let good =
+            (1..=63).contains(&text.len()) && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-');
         if good { Ok(Self(text.to_owned())) } else { Err(IdError::NotAName(text.chars().take(80).collect())) }
     }
 }

@@ -1,0 +1,277 @@
+//! What `meshctl` says to a keyserver over its root-only Unix socket: [JSON lines](crate::line).
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::UnixSeconds;
+use crate::id::{MeshId, Name, NodeId, Position, TokenId};
+
+/// Where a keyserver listens for operators unless configured otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/mesh-keyserver/admin.sock";
+
+/// A request to the keyserver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub enum AdminRequest {
+    /// Answer: [`AdminReply::Status`].
+    Status,
+    /// Add a cluster to the trust policy. Answer: [`AdminReply::Clusters`] with that one.
+    ClusterAdd {
+        /// Its name.
+        cluster: Name,
+        /// Its pools, at most one of each family; without IPv6 one is derived from the mesh id.
+        pod_cidrs: Vec<IpNet>,
+        /// Prefix length of a node's IPv4 pod CIDR; 24 unless given.
+        node_prefix: Option<u8>,
+        /// Prefix length of a node's IPv6 pod CIDR; 80 unless given.
+        node_prefix6: Option<u8>,
+    },
+    /// Answer: [`AdminReply::Clusters`].
+    ClusterList,
+    /// Make a join token. Answer: [`AdminReply::Token`].
+    TokenCreate {
+        /// Where its nodes enrol.
+        cluster: Name,
+        /// How many.
+        uses: u32,
+        /// Seconds it lives.
+        ttl: u64,
+        /// A node may ask for a pod CIDR inside these; none given: inside the cluster's pools.
+        cidrs: Vec<IpNet>,
+        /// Tags its nodes get.
+        tags: Vec<Name>,
+    },
+    /// Answer: [`AdminReply::Tokens`].
+    TokenList,
+    /// Void a token, named by its id or the start of it. Answer: [`AdminReply::Tokens`] with that one.
+    TokenRevoke {
+        /// At least eight hexadecimal digits.
+        token: String,
+    },
+    /// Answer: [`AdminReply::Nodes`].
+    NodeList,
+    /// Cut a node off everywhere. Answers: [`AdminReply::Revocation`] as nodes confirm, the last one `done`.
+    NodeRevoke {
+        /// Name, id, or the start of an id.
+        node: String,
+        /// For people.
+        reason: String,
+        /// Void every open token of its cluster too.
+        #[serde(default)]
+        void_tokens: bool,
+        /// Milliseconds to wait for nodes that are connected.
+        wait: u64,
+    },
+    /// Have nodes promote their spare keys. Answers: [`AdminReply::Rotation`], the last one `done`.
+    Rotate {
+        /// Names or ids; empty: all.
+        nodes: Vec<String>,
+        /// Also nodes whose key before still answers for peers that were away.
+        #[serde(default)]
+        force: bool,
+        /// Milliseconds to wait for nodes that are connected.
+        wait: u64,
+    },
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AdminErrorCode {
+    /// The request cannot be read, or contradicts itself.
+    BadRequest,
+    /// No such cluster, node or token.
+    NotFound,
+    /// It exists already, or overlaps something that does.
+    Conflict,
+    /// The store refuses to write.
+    Unavailable,
+    /// A fault of the keyserver.
+    Internal,
+}
+
+/// A failure with words for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct AdminError {
+    /// For programs.
+    pub code: AdminErrorCode,
+    /// What was tried, on what, what to do.
+    pub message: String,
+}
+
+/// An answer of the keyserver.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum AdminReply {
+    /// It failed.
+    Error(AdminError),
+    /// The keyserver's state.
+    Status(Box<KeyserverStatus>),
+    /// Clusters, by name.
+    Clusters {
+        /// One each.
+        clusters: Vec<ClusterStatus>,
+    },
+    /// A new token. The line is a secret.
+    Token {
+        /// What to paste into `meshd join`.
+        line: String,
+        /// About it.
+        token: TokenStatus,
+    },
+    /// Tokens that are not forgotten yet, newest first.
+    Tokens {
+        /// One each.
+        tokens: Vec<TokenStatus>,
+    },
+    /// Nodes, by name.
+    Nodes {
+        /// One each.
+        nodes: Vec<NodeStatus>,
+    },
+    /// How far a revocation is. Progress until `done`.
+    Revocation {
+        /// Who is cut off.
+        node: Name,
+        /// Connected nodes that have to confirm.
+        online: u32,
+        /// Those that did: no packet of the node is accepted there any more.
+        confirmed: u32,
+        /// Names of connected nodes that did not yet.
+        waiting: Vec<Name>,
+        /// Names of nodes that were not connected: they learn of it when they come back.
+        offline: Vec<Name>,
+        /// Milliseconds since the revocation was stored.
+        millis: u64,
+        /// Nothing follows: all confirmed, or the wait is over.
+        done: bool,
+    },
+    /// How far a rotation is. Progress until `done`.
+    Rotation {
+        /// Nodes asked for.
+        total: u32,
+        /// Those whose new record is in the directory.
+        promoted: Vec<Name>,
+        /// Those whose new record every connected node has in force.
+        confirmed: Vec<Name>,
+        /// Those that refused, and why.
+        failed: Vec<RotationFailure>,
+        /// Those that are not connected.
+        offline: Vec<Name>,
+        /// Milliseconds since it began.
+        millis: u64,
+        /// Nothing follows: all confirmed or failed, or the wait is over.
+        done: bool,
+    },
+}
+
+impl AdminReply {
+    /// Whether no further reply to the same request follows.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Revocation { done, .. } | Self::Rotation { done, .. } => *done,
+            _ => true,
+        }
+    }
+}
+
+/// A node that did not rotate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationFailure {
+    /// Which.
+    pub node: Name,
+    /// Why.
+    pub error: String,
+}
+
+/// The keyserver's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyserverStatus {
+    /// Program version.
+    pub version: String,
+    /// The mesh's name.
+    pub mesh: Name,
+    /// The mesh's id.
+    pub mesh_id: MeshId,
+    /// `easy-with-root`: the root's key lies here; `easy`: the issuer's key lies here; `strict`: neither does.
+    pub trust: String,
+    /// Newest policy.
+    pub policy_version: u64,
+    /// Where the directory stands.
+    pub position: Position,
+    /// Addresses it listens on.
+    pub listen: Vec<SocketAddr>,
+    /// Nodes with a valid grant.
+    pub nodes: u32,
+    /// Nodes connected.
+    pub connected: u32,
+    /// Seconds since start.
+    pub uptime: u64,
+    /// What somebody has to look at.
+    pub alarms: Vec<String>,
+}
+
+/// A cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// Its name.
+    pub cluster: Name,
+    /// Its pools.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Prefix length of a node's IPv4 pod CIDR.
+    pub node_prefix: u8,
+    /// Prefix length of a node's IPv6 pod CIDR.
+    pub node_prefix6: u8,
+    /// Nodes in it.
+    pub nodes: u32,
+}
+
+/// A join token, without its secret half.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenStatus {
+    /// Its id.
+    pub id: TokenId,
+    /// Where its nodes enrol.
+    pub cluster: Name,
+    /// How many may.
+    pub uses: u32,
+    /// How many did.
+    pub used: u32,
+    /// Seconds since 1970 after which nobody may.
+    pub expires: UnixSeconds,
+    /// An operator voided it.
+    pub revoked: bool,
+    /// Prefixes a node's own CIDR has to lie in.
+    pub cidrs: Vec<IpNet>,
+    /// Tags its nodes get.
+    pub tags: Vec<Name>,
+}
+
+/// A node as the keyserver sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Who.
+    pub node: NodeId,
+    /// Its name.
+    pub name: Name,
+    /// Its cluster.
+    pub cluster: Name,
+    /// Its own addresses in the mesh.
+    pub addresses: Vec<IpAddr>,
+    /// Its pod CIDRs.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Generation of its grant.
+    pub generation: u64,
+    /// Seconds since 1970 after which the grant is void.
+    pub expires: UnixSeconds,
+    /// Connected now, from there.
+    pub connected: Option<SocketAddr>,
+    /// Epoch of its current key; absent until it published a record.
+    pub key_epoch: Option<u64>,
+    /// Revoked.
+    pub revoked: bool,
+}

@@ -1,0 +1,16 @@
+//! The signed objects. What each may say is checked in [`trust`](crate::trust); how it is signed, in
+//! [`envelope`](crate::envelope).
+
+mod checkpoint;
+mod endpoints;
+mod grant;
+mod node;
+mod policy;
+mod revocation;
+
+pub use checkpoint::{Checkpoint, RevocationHead};
+pub use endpoints::{Endpoints, MAX_CANDIDATES};
+pub use grant::{MAX_POD_CIDRS, NodeGrant};
+pub use node::{EpochKey, KemKey, NodeRecord};
+pub use policy::{ClusterScope, Issuer, PostQuantum, TrustPolicy};
+pub use revocation::Revocation;

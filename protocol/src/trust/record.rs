@@ -1,0 +1,102 @@
+//! Records and endpoints: the node's own word.
+
+use super::{Accepted, Change, Member, TrustError, View};
+use crate::envelope::{Envelope, Kind};
+use crate::id::{Hash, Name, NodeId, sha256};
+use crate::record::{Endpoints, MAX_CANDIDATES, NodeRecord};
+
+/// Most lanes of a node.
+const MAX_LANES: u8 = 8;
+
+impl View {
+    pub(super) fn apply_record(&mut self, envelope: &Envelope) -> Result<Change, TrustError> {
+        let record: NodeRecord = envelope.unverified()?;
+        let member = self.members.get(&record.node).ok_or(TrustError::NoGrant(record.node))?;
+        envelope.verify(self.mesh, &[member.grant.object.identity], 1)?;
+        let name = &member.grant.object.name;
+        let hash = envelope.hash(self.mesh);
+        let held = member.record.as_ref().map(|held| (held.object.seq, held.hash));
+        if is_same(Kind::NodeRecord, name, record.seq, hash, held)? {
+            return Ok(Change::Nothing);
+        }
+        if record.grant != member.grant.hash && Some(record.grant) != member.previous_grant {
+            return Err(TrustError::OtherGrant { name: name.clone() });
+        }
+        validate(name, &record, member.record.as_ref())?;
+        let keys = key_hashes(&record);
+        let taken = |key: &Hash| self.key_holders.get(key).filter(|holder| **holder != record.node);
+        if let Some(holder) = keys.iter().find_map(taken) {
+            return Err(TrustError::KeyTaken { name: name.clone(), holder: *holder });
+        }
+        let node = record.node;
+        self.key_holders.extend(keys.into_iter().map(|key| (key, node)));
+        let accepted = self.accept(record, envelope);
+        self.with_member(node, |member| member.record = Some(accepted));
+        Ok(Change::Record { node })
+    }
+
+    pub(super) fn apply_endpoints(&mut self, envelope: &Envelope) -> Result<Change, TrustError> {
+        let endpoints: Endpoints = envelope.unverified()?;
+        let node = endpoints.node;
+        let member = self.members.get(&node).ok_or(TrustError::NoGrant(node))?;
+        envelope.verify(self.mesh, &[member.grant.object.identity], 1)?;
+        let name = &member.grant.object.name;
+        let held = member.endpoints.as_ref().map(|held| (held.object.seq, held.hash));
+        if is_same(Kind::Endpoints, name, endpoints.seq, envelope.hash(self.mesh), held)? {
+            return Ok(Change::Nothing);
+        }
+        if endpoints.candidates.len() > MAX_CANDIDATES {
+            return Err(TrustError::InvalidRecord { name: name.clone(), reason: "too many candidates" });
+        }
+        let accepted = self.accept(endpoints, envelope);
+        self.with_member(node, |member| member.endpoints = Some(accepted));
+        Ok(Change::Endpoints { node })
+    }
+
+    fn with_member(&mut self, node: NodeId, change: impl FnOnce(&mut Member)) {
+        self.members.entry(node).and_modify(change);
+    }
+}
+
+/// Whether the very object is held; an error if it is older, or another one with the same number.
+fn is_same(kind: Kind, name: &Name, seq: u64, hash: Hash, held: Option<(u64, Hash)>) -> Result<bool, TrustError> {
+    match held {
+        Some((_, held_hash)) if held_hash == hash => Ok(true),
+        Some((held_seq, _)) if held_seq == seq => {
+            Err(TrustError::Equivocation { kind, signer: name.to_string(), number: seq })
+        }
+        Some((held, _)) if held > seq => Err(TrustError::OldSeq { kind, name: name.clone(), held, got: seq }),
+        _ => Ok(false),
+    }
+}
+
+fn validate(name: &Name, record: &NodeRecord, held: Option<&Accepted<NodeRecord>>) -> Result<(), TrustError> {
+    let invalid = |reason| Err(TrustError::InvalidRecord { name: name.clone(), reason });
+    if !(1..=MAX_LANES).contains(&record.lanes) {
+        return invalid("lanes are 1 to 8");
+    }
+    let previous_epoch = record.previous.map(|previous| previous.epoch);
+    if previous_epoch.is_some_and(|previous| previous >= record.current.epoch) {
+        return invalid("the previous key is not of an earlier epoch");
+    }
+    if record.spare.epoch <= record.current.epoch {
+        return invalid("the spare key is not of a later epoch");
+    }
+    let keys: Vec<_> = record.tunnel_keys().map(|key| key.key).collect();
+    if keys.iter().enumerate().any(|(at, key)| keys[..at].contains(key)) {
+        return invalid("one key serves two epochs");
+    }
+    let Some(held) = held else { return Ok(()) };
+    if held.object.seq + 1 == record.seq && record.before.is_some_and(|before| before != held.hash) {
+        return invalid("it does not follow the record before it");
+    }
+    if held.object.current.epoch > record.current.epoch || held.object.kem.epoch > record.kem.epoch {
+        return invalid("its keys are older than those held");
+    }
+    Ok(())
+}
+
+fn key_hashes(record: &NodeRecord) -> Vec<Hash> {
+    let tunnel = record.tunnel_keys().map(|key| Hash(sha256(&[b"tunnel\0", key.key.as_bytes()])));
+    tunnel.chain([Hash(sha256(&[b"kem\0", record.kem.key.as_bytes()]))]).collect()
+}
