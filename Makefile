@@ -1,0 +1,143 @@
+# Mesh. The two commands to know: `make demo` shows it at work, `make test` proves it. `make help` lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Root may install; `make setup` of anybody else prints what is missing.
+PREFIX ?= /usr/local
+DESTDIR ?=
+CNI_BIN_DIR ?= /opt/cni/bin
+UNIT_DIR ?= /etc/systemd/system
+FUZZ_SECONDS ?= 30
+# DEMO_EXIT=1 ends the demo by itself, on the command line or in the environment.
+export DEMO_EXIT
+
+# command:Debian package. The programs of Mesh need none of these at run time; the tests and the demo look from outside
+# with them and let a real runtime and a plain WireGuard device take part.
+TOOLS := gcc:gcc nft:nftables wg:wireguard-tools wireguard-go:wireguard-go containerd:containerd runc:runc \
+         catatonit:catatonit busybox:busybox-static systemd-analyze:systemd
+
+SIM := dataplane/sim/Cargo.toml
+
+.PHONY: help setup root demo test fmt fmt-check lint doc build unit sim audit fuzz install
+
+help: ## lists the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: ## installs what the demo and the tests need (Debian, as root); else says what is missing
+	@missing=()
+	for tool in $(TOOLS); do
+	  command -v "$${tool%%:*}" >/dev/null || missing+=("$${tool##*:}")
+	done
+	# The container image of the runtime test is made of a busybox that needs no libraries.
+	if command -v busybox >/dev/null && ldd "$$(command -v busybox)" >/dev/null 2>&1; then missing+=(busybox-static); fi
+	[ -e /usr/include/stdlib.h ] || missing+=(libc6-dev)
+	if [ $${#missing[@]} -gt 0 ]; then
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+	    echo "setup: installing $${missing[*]}"
+	    log=$$(mktemp)
+	    if ! { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$${missing[@]}"; } \
+	        >"$$log" 2>&1 </dev/null; then
+	      tail -n 20 "$$log"; rm -f "$$log"
+	      echo "setup: apt-get failed; install by hand: $${missing[*]}" >&2; exit 1
+	    fi
+	    rm -f "$$log"
+	  else
+	    echo "setup: missing (Debian names): $${missing[*]}" >&2
+	    echo "setup: as root run: apt-get install $${missing[*]}" >&2; exit 1
+	  fi
+	fi
+	for component in cargo rustfmt cargo-clippy; do
+	  command -v "$$component" >/dev/null || {
+	    echo "setup: $$component is missing: install Rust 1.90 or newer (https://rustup.rs) with rustfmt and clippy" >&2; exit 1; }
+	done
+
+root:
+	@if [ "$$(id -u)" != 0 ]; then
+	  echo "Network namespaces, TUN devices and nftables need root: run it again with sudo, or in a virtual machine." >&2
+	  exit 1
+	fi
+	if [ ! -c /dev/net/tun ]; then
+	  mkdir -p /dev/net && mknod /dev/net/tun c 10 200 && chmod 0666 /dev/net/tun ||
+	    { echo "/dev/net/tun is missing: modprobe tun" >&2; exit 1; }
+	fi
+	unshare --net true || { echo "This kernel or container refuses network namespaces: unshare --net failed." >&2; exit 1; }
+
+demo: setup root ## shows three clusters, pods, rotation, revocation; Ctrl-C ends it, DEMO_EXIT=1 ends it by itself
+	@$(CARGO) build --locked --release --workspace --bins
+	$(CARGO) run --locked --release -q -p mesh-e2e --bin demo
+
+test: setup root fmt-check lint doc build unit sim audit ## proves it: formats, lints, docs, unit, property and end-to-end tests
+	@echo "make test: all passed"
+
+fmt: ## formats
+	@$(CARGO) fmt --all
+
+fmt-check:
+	@echo "== format"
+	$(CARGO) fmt --all --check
+
+lint: ## clippy, warnings are errors
+	@echo "== lint"
+	$(CARGO) clippy --locked -q --workspace --all-targets -- -D warnings
+
+doc: ## documentation, warnings are errors
+	@echo "== documentation"
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked -q --workspace --no-deps
+
+build:
+	@echo "== build"
+	$(CARGO) build --locked -q --workspace --bins
+
+unit:
+	@echo "== tests"
+	$(CARGO) test --locked -q --workspace --no-fail-fast
+
+# Many data planes with a virtual clock. A workspace of its own: its boringtun reads a mock clock, and cargo would give that
+# clock to every program built in the same invocation.
+sim: ## simulated data planes, virtual time
+	@if [ -e $(SIM) ]; then
+	  echo "== simulation"
+	  $(CARGO) test -q --no-fail-fast --manifest-path $(SIM) --target-dir $(TARGET)/sim
+	fi
+
+audit: ## licences, sources and bans (always, in the tests); advisories where cargo-deny and its database are to be had
+	@echo "== audit"
+	if ! command -v cargo-deny >/dev/null; then
+	  echo "audit: ADVISORIES NOT CHECKED: cargo-deny is not installed (cargo install --locked cargo-deny)"
+	elif ! $(CARGO) deny --locked fetch db >/dev/null 2>&1; then
+	  echo "audit: ADVISORIES NOT CHECKED: the advisory database cannot be fetched"
+	  $(CARGO) deny --locked check bans licenses sources
+	else
+	  $(CARGO) deny --locked check
+	fi
+
+fuzz: ## each fuzz target for FUZZ_SECONDS (needs nightly and cargo-fuzz)
+	@for crate in protocol dataplane; do
+	  [ -d "$$crate/fuzz" ] || continue
+	  ( cd "$$crate"
+	    for target in $$($(CARGO) +nightly fuzz list); do
+	      echo "== fuzz $$crate/$$target"
+	      $(CARGO) +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=512
+	    done )
+	done
+
+install: ## builds and installs programs, units and commented configuration (PREFIX, DESTDIR); overwrites no configuration
+	@$(CARGO) build --locked --release --workspace --bins
+	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(CNI_BIN_DIR)" "$(DESTDIR)$(UNIT_DIR)" \
+	  "$(DESTDIR)/etc/mesh" "$(DESTDIR)/etc/cni/net.d" "$(DESTDIR)/usr/lib/sysusers.d"
+	install -d -m 0700 "$(DESTDIR)/etc/mesh-keyserver"
+	install -m 0755 $(addprefix $(TARGET)/release/,meshd meshctl keyserver) "$(DESTDIR)$(PREFIX)/bin/"
+	install -m 0755 $(TARGET)/release/mesh-cni "$(DESTDIR)$(CNI_BIN_DIR)/"
+	for unit in configs/*.service; do
+	  sed 's|/usr/local/bin/|$(PREFIX)/bin/|' "$$unit" >"$(DESTDIR)$(UNIT_DIR)/$${unit##*/}"
+	done
+	install -m 0644 configs/mesh.sysusers "$(DESTDIR)/usr/lib/sysusers.d/mesh.conf"
+	[ -e "$(DESTDIR)/etc/mesh/meshd.toml" ] || install -m 0644 configs/meshd.toml "$(DESTDIR)/etc/mesh/meshd.toml"
+	install -m 0644 configs/10-mesh.conflist "$(DESTDIR)/etc/mesh/10-mesh.conflist"
+	echo "installed below $(DESTDIR)$(PREFIX); next: README.md, 'An on-prem machine by hand'"
