@@ -1,0 +1,263 @@
+//! What is on the underlay: every frame that passes the router, classified, and searched for a marker.
+
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use anyhow::{Context as _, Result, anyhow};
+use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket};
+use nix::sys::time::{TimeVal, TimeValLike as _};
+
+use crate::lab::Lab;
+
+/// Ports of lanes: base port 7100, at most 8 lanes.
+const LANE_PORTS: std::ops::Range<u16> = 7100..7108;
+/// Port of the keyserver.
+const CONTROL_PORT: u16 = 7443;
+const ETHERNET_BYTES: usize = 14;
+/// Strange frames kept for the report.
+const KEPT: usize = 8;
+/// Room for frames while the reader is not scheduled.
+const SOCKET_BUFFER_BYTES: usize = 256 << 20;
+
+/// 16 random bytes that tests put into every payload.
+pub type Marker = [u8; 16];
+
+/// A new marker.
+///
+/// # Panics
+/// Never in practice: the kernel's random source answers.
+#[must_use]
+pub fn new_marker() -> Marker {
+    let mut marker = [0; 16];
+    getrandom::fill(&mut marker).expect("the kernel gives random bytes");
+    marker
+}
+
+/// What a capture saw, counted by frame. A frame that crosses the bridge is seen on both ports.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// WireGuard messages by type: 1 initiation, 2 response, 3 cookie reply, 4 data.
+    pub wireguard: [u64; 5],
+    /// QUIC or TLS to or from the keyserver.
+    pub control: u64,
+    /// ARP, neighbour discovery, multicast listener reports.
+    pub neighbour: u64,
+    /// ICMP errors of the underlay about the above.
+    pub errors: u64,
+    /// Everything else.
+    pub other: u64,
+    /// Frames that hold the marker.
+    pub marked: u64,
+    /// The first frames of `other` and `marked`, in hexadecimal.
+    pub samples: Vec<String>,
+}
+
+impl Seen {
+    /// All frames.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.wireguard.iter().sum::<u64>() + self.control + self.neighbour + self.errors + self.other
+    }
+
+    /// An error unless nothing but WireGuard, control and neighbour discovery was seen, and no marker.
+    ///
+    /// # Errors
+    /// With the first strange frames.
+    pub fn assert_nothing_clear(&self) -> Result<()> {
+        if self.other == 0 && self.marked == 0 {
+            return Ok(());
+        }
+        Err(anyhow!(
+            "{} frames hold the marker, {} are neither WireGuard nor control:\n{}",
+            self.marked,
+            self.other,
+            self.samples.join("\n")
+        ))
+    }
+}
+
+/// A running capture.
+#[derive(Debug)]
+pub struct Capture {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Seen>>,
+}
+
+impl Capture {
+    /// Starts to look at every link of the router. What is sent after this returns is seen.
+    ///
+    /// # Errors
+    /// If the socket is refused.
+    pub fn start(lab: &Lab, marker: Marker) -> Result<Self> {
+        let socket = lab.router()?.run(open)??;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        let thread =
+            std::thread::Builder::new().name("capture".to_owned()).spawn(move || watch(&socket, marker, &stopping))?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Ends it, after everything that has passed is read.
+    ///
+    /// # Errors
+    /// If reading failed.
+    pub fn stop(self) -> Result<Seen> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow!("the capture thread panicked"))?
+    }
+}
+
+fn open() -> Result<OwnedFd> {
+    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
+        .context("open a packet socket")?;
+    setsockopt(&socket, RcvBufForce, &SOCKET_BUFFER_BYTES)?;
+    setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(50))?;
+    Ok(socket)
+}
+
+fn watch(socket: &OwnedFd, marker: Marker, stop: &AtomicBool) -> Result<Seen> {
+    let mut seen = Seen::default();
+    let mut buffer = vec![0; 128 << 10];
+    let finder = Finder::new(marker);
+    loop {
+        // Read before the receive: what passed until then is still in the buffer, and is drained first.
+        let stopping = stop.load(Ordering::Relaxed);
+        match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            Ok(length) => seen.count(&buffer[..length], &finder),
+            Err(nix::errno::Errno::EAGAIN) if stopping => return Ok(seen),
+            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error).context("read the packet socket"),
+        }
+    }
+}
+
+impl Seen {
+    fn count(&mut self, frame: &[u8], finder: &Finder) {
+        let marked = finder.is_in(frame);
+        let kind = classify(frame);
+        match kind {
+            Class::WireGuard(number) => self.wireguard[number] += 1,
+            Class::Control => self.control += 1,
+            Class::Neighbour => self.neighbour += 1,
+            Class::Error => self.errors += 1,
+            Class::Other => self.other += 1,
+        }
+        self.marked += u64::from(marked);
+        if (marked || kind == Class::Other) && self.samples.len() < KEPT {
+            let shown = &frame[..frame.len().min(96)];
+            let hex: String = shown.iter().map(|byte| format!("{byte:02x}")).collect();
+            self.samples.push(format!("{} bytes, {kind:?}: {hex}", frame.len()));
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    WireGuard(usize),
+    Control,
+    Neighbour,
+    Error,
+    Other,
+}
+
+fn classify(frame: &[u8]) -> Class {
+    let (Some(kind), Some(packet)) = (frame.get(12..14), frame.get(ETHERNET_BYTES..)) else { return Class::Other };
+    match kind {
+        [0x08, 0x06] => Class::Neighbour,
+        [0x08, 0x00] => classify_ipv4(packet),
+        [0x86, 0xdd] => classify_ipv6(packet),
+        _ => Class::Other,
+    }
+}
+
+fn classify_ipv4(packet: &[u8]) -> Class {
+    let Some(header) = packet.first().map(|first| usize::from(first & 0xf) * 4) else { return Class::Other };
+    let (Some(protocol), Some(rest)) = (packet.get(9), packet.get(header..)) else { return Class::Other };
+    match protocol {
+        1 if matches!(rest.first(), Some(3 | 11)) => Class::Error,
+        2 => Class::Neighbour,
+        6 | 17 => classify_ports(*protocol, rest),
+        _ => Class::Other,
+    }
+}
+
+fn classify_ipv6(packet: &[u8]) -> Class {
+    let (Some(next), Some(rest)) = (packet.get(6), packet.get(40..)) else { return Class::Other };
+    match next {
+        // Multicast listener reports carry a hop-by-hop router alert.
+        0 if rest.first() == Some(&58) => Class::Neighbour,
+        58 if matches!(rest.first(), Some(130..=137 | 143)) => Class::Neighbour,
+        58 if matches!(rest.first(), Some(1..=4)) => Class::Error,
+        6 | 17 => classify_ports(*next, rest),
+        _ => Class::Other,
+    }
+}
+
+fn classify_ports(protocol: u8, segment: &[u8]) -> Class {
+    let port = |at: usize| segment.get(at..at + 2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
+    let (Some(source), Some(destination)) = (port(0), port(2)) else { return Class::Other };
+    if source == CONTROL_PORT || destination == CONTROL_PORT {
+        return Class::Control;
+    }
+    let lanes = LANE_PORTS.contains(&source) && LANE_PORTS.contains(&destination);
+    match segment.get(8..12) {
+        Some([number @ 1..=4, 0, 0, 0]) if protocol == 17 && lanes => Class::WireGuard(usize::from(*number)),
+        _ => Class::Other,
+    }
+}
+
+/// Finds 16 bytes in a frame by their rarest-byte position: fast enough for every packet of a bulk transfer.
+#[derive(Debug)]
+struct Finder {
+    marker: Marker,
+}
+
+impl Finder {
+    fn new(marker: Marker) -> Self {
+        Self { marker }
+    }
+
+    fn is_in(&self, frame: &[u8]) -> bool {
+        let mut rest = frame;
+        while let Some(at) = rest.iter().position(|byte| *byte == self.marker[0]) {
+            rest = &rest[at..];
+            if rest.starts_with(&self.marker) {
+                return true;
+            }
+            rest = &rest[1..];
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marker_is_found_wherever_it_stands() {
+        let finder = Finder::new(*b"0123456789abcdef");
+        assert!(finder.is_in(b"00012012345678901230123456789abcdef"));
+        assert!(finder.is_in(b"0123456789abcdef"));
+        assert!(!finder.is_in(b"0123456789abcde"));
+    }
+
+    #[test]
+    fn frames_are_told_apart() {
+        let mut frame = vec![0; 14 + 20 + 8 + 32];
+        frame[12..14].copy_from_slice(&[8, 0]);
+        frame[14] = 0x45;
+        frame[23] = 17;
+        frame[34..38].copy_from_slice(&[0x1b, 0xbc, 0x1b, 0xbc]);
+        frame[42] = 4;
+        assert_eq!(classify(&frame), Class::WireGuard(4));
+        frame[42] = 5;
+        assert_eq!(classify(&frame), Class::Other);
+        frame[34..36].copy_from_slice(&CONTROL_PORT.to_be_bytes());
+        assert_eq!(classify(&frame), Class::Control);
+        assert_eq!(classify(&frame[..13]), Class::Other);
+    }
+}

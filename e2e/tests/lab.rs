@@ -1,0 +1,48 @@
+//! The lab itself: it connects, it sees, it leaves nothing behind.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use mesh_e2e::capture::new_marker;
+use mesh_e2e::traffic::{BulkServer, BulkTransfer, Stream, ping};
+use mesh_e2e::{Capture, Lab};
+use mesh_hostnet::netns;
+
+#[test]
+fn nodes_reach_each_other_and_clear_text_is_seen() {
+    let mut lab = Lab::new("clear").unwrap();
+    let (a, b) = (lab.node("a").unwrap(), lab.node("b").unwrap());
+    let marker = new_marker();
+    let capture = Capture::start(&lab, marker).unwrap();
+    for address in [b.v4().into(), b.v6().into()] {
+        let echo = ping(&a.netns().unwrap(), address, 2, marker).unwrap();
+        assert_eq!(echo.times.len(), 2, "{address}: {echo:?}");
+    }
+    let stream =
+        Stream::start(&a.netns().unwrap(), &b.netns().unwrap(), b.v4().into(), 5_000, 1_000, 100, marker).unwrap();
+    let counts = stream.finish().unwrap();
+    assert_eq!((counts.sent, counts.lost(), counts.duplicated), (1_000, 0, 0), "{counts:?}");
+    let seen = capture.stop().unwrap();
+    assert!(seen.marked >= 1_008, "{seen:?}");
+    assert!(seen.assert_nothing_clear().is_err());
+}
+
+#[test]
+fn bulk_bytes_are_checked() {
+    let mut lab = Lab::new("bulk").unwrap();
+    let (a, b) = (lab.node("a").unwrap(), lab.node("b").unwrap());
+    let marker = new_marker();
+    let server = BulkServer::start(&b.netns().unwrap(), b.v4().into(), marker).unwrap();
+    let client = BulkTransfer::start(&a.netns().unwrap(), server.address(), 3_000_000, marker).unwrap();
+    assert_eq!(client.finish().unwrap().0, 3_000_000);
+    assert_eq!(server.finish().unwrap(), 3_000_000);
+}
+
+#[test]
+fn a_panic_leaves_nothing_behind() {
+    let panicked = std::panic::catch_unwind(|| {
+        let mut lab = Lab::new("panic").unwrap();
+        let node = lab.node("a").unwrap();
+        std::panic::panic_any(node.netns_name().to_owned());
+    });
+    let name = *panicked.unwrap_err().downcast::<String>().unwrap();
+    assert!(!netns::list_named().unwrap().contains(&name));
+}
