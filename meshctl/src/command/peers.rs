@@ -1,0 +1,69 @@
+//! `meshctl peers`: all peers of this node.
+
+use mesh_protocol::local::{LocalReply, LocalRequest, PeerStatus};
+
+use super::{Context, unexpected};
+use crate::output::{self, Table};
+
+const HELP: &str = "\
+Examples:
+  meshctl peers
+  meshctl peers --json
+
+JSON: {\"peers\": [{\"node\", \"name\", \"cluster\", \"addresses\", \"pod_cidrs\", \"endpoint\", \"up\", \"last_handshake\", \
+\"received_bytes\", \"sent_bytes\", \"post_quantum\", \"tunnels\"}]}";
+
+/// List the peers of this node
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
+pub(crate) struct Args {}
+
+pub(crate) fn run(_: &Args, context: &Context) -> anyhow::Result<()> {
+    let peers = match context.ask_node(&LocalRequest::Peers)? {
+        LocalReply::Peers { peers } => peers,
+        other => return Err(unexpected(other)),
+    };
+    context.show(&serde_json::json!({ "peers": peers }), || text(&peers))
+}
+
+fn text(peers: &[PeerStatus]) -> String {
+    let mut table = Table::new([
+        "NAME",
+        "CLUSTER",
+        "UP",
+        "ENDPOINT",
+        "HANDSHAKE",
+        "RECEIVED",
+        "SENT",
+        "KEYS",
+        "ADDRESSES",
+        "POD CIDRS",
+    ]);
+    for peer in peers {
+        let handshake = peer.last_handshake.map(|age| format!("{} ago", output::seconds(age)));
+        table.row([
+            peer.name.to_string(),
+            peer.cluster.to_string(),
+            if peer.up { "yes" } else { "no" }.to_owned(),
+            output::maybe(peer.endpoint),
+            output::maybe(handshake),
+            output::bytes(peer.received_bytes),
+            output::bytes(peer.sent_bytes),
+            keys(peer),
+            output::list(&peer.addresses),
+            output::list(&peer.pod_cidrs),
+        ]);
+    }
+    table.render()
+}
+
+/// Epochs of the tunnel in use, ours and theirs, and how many more tunnels there are.
+fn keys(peer: &PeerStatus) -> String {
+    let Some(first) = peer.tunnels.first() else {
+        return "-".to_owned();
+    };
+    let more = peer.tunnels.len() - 1;
+    let unconfirmed = if first.confirmed { "" } else { "?" };
+    let tail = if more > 0 { format!(" +{more}") } else { String::new() };
+    format!("{}/{}{unconfirmed}{tail}", first.local_epoch, first.remote_epoch)
+}

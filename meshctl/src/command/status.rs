@@ -1,0 +1,184 @@
+//! `meshctl status`: this node, when meshd's socket is there, and the keyserver, when its admin socket is there.
+
+use mesh_protocol::admin::{AdminReply, AdminRequest, KeyserverStatus};
+use mesh_protocol::local::{LocalReply, LocalRequest, Status};
+use serde::Serialize;
+
+use super::Context;
+use crate::client::{ClientError, Service};
+use crate::output::{self, Table};
+
+const HELP: &str = "\
+Examples:
+  meshctl status
+  meshctl status --json
+
+JSON: {\"node\": null or meshd's state, \"keyserver\": null or the keyserver's state}";
+
+/// Show the state of this node, and of the keyserver on this machine
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
+pub(crate) struct Args {}
+
+#[derive(Serialize)]
+struct Both {
+    node: Option<Box<Status>>,
+    keyserver: Option<Box<KeyserverStatus>>,
+}
+
+pub(crate) fn run(_: &Args, context: &Context) -> anyhow::Result<()> {
+    let node = context.ask_node(&LocalRequest::Status).and_then(|reply| match reply {
+        LocalReply::Status(status) => Ok(status),
+        _ => Err(ClientError::Unexpected { service: Service::Node }),
+    });
+    let keyserver = context.ask_keyserver(&AdminRequest::Status).and_then(|reply| match reply {
+        AdminReply::Status(status) => Ok(status),
+        _ => Err(ClientError::Unexpected { service: Service::Keyserver }),
+    });
+    match (node, keyserver) {
+        (Err(node @ ClientError::NoSocket { .. }), Err(ClientError::NoSocket { path, .. })) => {
+            output::note(&format!("no keyserver at {} either", path.display()));
+            Err(node.into())
+        }
+        (Err(node @ ClientError::NoSocket { .. }), Err(keyserver)) => {
+            output::note(&format!("meshctl: {node}"));
+            Err(keyserver.into())
+        }
+        (Err(node), Err(keyserver)) => {
+            if !is_absent(&keyserver) {
+                output::note(&format!("meshctl: {keyserver}"));
+            }
+            Err(node.into())
+        }
+        (node, keyserver) => show_what_answered(node, keyserver, context),
+    }
+}
+
+/// At least one answered. The other's failure counts unless it is simply not on this machine, or not for this user.
+fn show_what_answered(
+    node: Result<Box<Status>, ClientError>,
+    keyserver: Result<Box<KeyserverStatus>, ClientError>,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let (node, node_error) = split(node);
+    let (keyserver, keyserver_error) = split(keyserver);
+    let both = Both { node, keyserver };
+    context.show(&both, || {
+        let mut parts = Vec::new();
+        parts.extend(both.node.as_deref().map(node_text));
+        parts.extend(both.keyserver.as_deref().map(keyserver_text));
+        parts.join("\n")
+    })?;
+    match node_error.or(keyserver_error) {
+        Some(error @ ClientError::NotPermitted { .. }) => {
+            output::note(&format!("meshctl: {error}"));
+            Ok(())
+        }
+        Some(error) if !is_absent(&error) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn split<T>(result: Result<T, ClientError>) -> (Option<T>, Option<ClientError>) {
+    match result {
+        Ok(value) => (Some(value), None),
+        Err(error) => (None, Some(error)),
+    }
+}
+
+fn is_absent(error: &ClientError) -> bool {
+    matches!(error, ClientError::NoSocket { .. })
+}
+
+fn node_text(status: &Status) -> String {
+    let mut table = Table::fields();
+    let waiting = || format!("no, waiting for {}", output::list(&status.waiting_for));
+    table.field("mesh", format!("{} ({})", status.mesh, status.mesh_id.short()));
+    table.field("cluster", &status.cluster);
+    table.field("ready", if status.ready { "yes".to_owned() } else { waiting() });
+    table.field("addresses", output::list(&status.addresses));
+    table.field("pod CIDRs", output::list(&status.pod_cidrs));
+    table.field("pods", status.pods);
+    table.field("peers", format!("{} of {} up", status.peers_up, status.peers_known));
+    table.field("keyserver", control_text(status));
+    table.field("checkpoint", checkpoint_text(status));
+    table.field("keys", keys_text(status));
+    let device = &status.device;
+    let lanes = output::plural(device.lanes as usize, "lane", "lanes");
+    table.field(
+        "device",
+        format!("{} ({}), {lanes}, UDP {}, MTU {}", device.name, device.mode, device.port, device.mtu),
+    );
+    table.field("policy", format!("version {}", status.policy_version));
+    table.field("version", format!("{}, up {}", status.version, output::seconds(status.uptime)));
+    if !status.dropped.is_empty() {
+        let reasons: Vec<_> = status.dropped.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        table.field("dropped", output::list(&reasons));
+    }
+    for alarm in &status.alarms {
+        let (age, name) = (output::seconds(alarm.age), &alarm.name);
+        table.field("ALARM", format!("{name}: {} (since {age})", alarm.message));
+    }
+    format!("node {} ({})\n{}", status.name, status.node.short(), table.render())
+}
+
+fn control_text(status: &Status) -> String {
+    let control = &status.control;
+    let address = control.keyserver.as_deref().unwrap_or("none known");
+    let stale = if control.stale { ", STALE: it shows an older state than this node has seen" } else { "" };
+    if control.connected {
+        format!("{address}, connected by {}{stale}", control.transport.as_deref().unwrap_or("?"))
+    } else {
+        format!("{address}, not connected: {}{stale}", control.error.as_deref().unwrap_or("not tried yet"))
+    }
+}
+
+fn checkpoint_text(status: &Status) -> String {
+    let control = &status.control;
+    let age = control.checkpoint_age.map_or_else(|| "none".to_owned(), |age| format!("{} old", output::seconds(age)));
+    let position = control.position.map(|at| format!(", revision {}", at.revision)).unwrap_or_default();
+    format!("{age}{position}; tunnels close in {} without a newer one", output::seconds(control.exposure_left))
+}
+
+fn keys_text(status: &Status) -> String {
+    let keys = &status.keys;
+    let previous = keys.previous.map(|epoch| format!(", previous {epoch} still answers")).unwrap_or_default();
+    let published = if keys.published { "" } else { ", NOT PUBLISHED yet" };
+    let age = output::seconds(keys.current_age);
+    format!("epoch {} since {age}{previous}, spare {}{published}", keys.current, keys.spare)
+}
+
+fn keyserver_text(status: &KeyserverStatus) -> String {
+    let mut table = Table::fields();
+    let trust = match status.trust.as_str() {
+        "easy-with-root" => "easy, with the root key on this machine: who takes it owns the mesh",
+        "easy" => "easy: who takes this machine can add nodes",
+        "strict" => "strict: who takes this machine can withhold news, nothing more",
+        other => other,
+    };
+    let Position { epoch, revision } = Position::of(status);
+    table.field("mesh", format!("{} ({})", status.mesh, status.mesh_id));
+    table.field("trust", trust);
+    table.field("nodes", format!("{} of {} connected", status.connected, status.nodes));
+    table.field("directory", format!("revision {revision} of history {epoch}"));
+    table.field("policy", format!("version {}", status.policy_version));
+    table.field("listens on", output::list(&status.listen));
+    table.field("version", format!("{}, up {}", status.version, output::seconds(status.uptime)));
+    for alarm in &status.alarms {
+        table.field("ALARM", alarm);
+    }
+    format!("keyserver\n{}", table.render())
+}
+
+/// A position with its history shortened: the number is random and long.
+struct Position {
+    epoch: String,
+    revision: u64,
+}
+
+impl Position {
+    fn of(status: &KeyserverStatus) -> Self {
+        let epoch = format!("{:016x}", status.position.epoch);
+        Self { epoch: epoch[..8].to_owned(), revision: status.position.revision }
+    }
+}
