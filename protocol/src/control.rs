@@ -9,6 +9,13 @@
 //! ```
 //!
 //! A message is `[number, fields]`, fields are a map with integer keys: unknown fields are ignored.
+//!
+//! Over TCP the TLS stream carries the frames. A QUIC connection carries them on exactly one bidirectional stream, opened
+//! by whoever speaks first, because a stream exists for the other end only once bytes flow on it: the keyserver opens it
+//! on `mesh-join/1` and sends the first `Offer`, the node opens it on `mesh-node/1` and sends `Hello`. Either end closes
+//! a connection that opens another stream. The exporter of a joining connection is that of the TLS session, of either
+//! transport, with an empty context. A refused session ends with one `Error`; a node whose identity key is unknown or
+//! revoked gets neither message nor reason: both are closed alike.
 
 use std::net::SocketAddr;
 
