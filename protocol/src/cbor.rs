@@ -71,7 +71,8 @@ pub fn from_signed<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, CborErro
     decode_checked(bytes)
 }
 
-fn decode_checked<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, CborError> {
+/// Decodes what [`check`] passed.
+pub(crate) fn decode_checked<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, CborError> {
     let mut decoder = Decoder::new(bytes);
     decoder.decode().map_err(|error| CborError::Meaning(error.to_string()))
 }
@@ -314,3 +315,6 @@ fn ip_from(bytes: &[u8]) -> Result<IpAddr, DecodeError> {
     }
     Err(DecodeError::message("address is neither 4 nor 16 bytes"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -35,6 +35,24 @@ pub const ALPN_NODE: &[u8] = b"mesh-node/1";
 /// Envelopes a keyserver puts into one frame, so that it stays below the frame's limit, whatever they are.
 pub const ITEMS_BYTES_PER_FRAME: usize = 48 * 1024;
 
+/// Cuts a list of envelopes into runs that fit one frame each ([`ITEMS_BYTES_PER_FRAME`]); none is empty.
+#[must_use]
+pub fn runs(envelopes: Vec<Envelope>) -> Vec<Vec<Envelope>> {
+    let (mut runs, mut room) = (Vec::<Vec<Envelope>>::new(), 0);
+    for envelope in envelopes {
+        let length = cbor::to_vec(&envelope).len();
+        match runs.last_mut() {
+            Some(run) if length <= room => run.push(envelope),
+            _ => {
+                runs.push(vec![envelope]);
+                room = ITEMS_BYTES_PER_FRAME;
+            }
+        }
+        room = room.saturating_sub(length);
+    }
+    runs
+}
+
 /// Why something was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
 #[cbor(index_only)]
@@ -84,8 +102,10 @@ pub struct Refusal {
 /// Keyserver to a joining node.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum JoinReply {
-    /// First message, before the node said anything: every trust policy, oldest first. The node verifies the chain from
-    /// its token's pin, and that the newest names the key this connection was made with.
+    /// First messages, before the node said anything: every trust policy, oldest first, in as many messages as it takes
+    /// ([`runs`]): a mesh of fifty clusters has more than one frame of them. The node verifies the chain from the mesh
+    /// id, and goes on once it holds the policy that its token pins and the newest names the key this connection was
+    /// made with.
     #[n(0)]
     #[cbor(map)]
     Offer {
@@ -220,7 +240,7 @@ pub enum ServerMessage {
         /// Newest checkpoint.
         #[n(0)]
         checkpoint: Envelope,
-        /// Policies above the version the node named, oldest first.
+        /// Policies above the version the node named, oldest first, as far as they fit: the others come in `Items`.
         #[n(1)]
         policies: Vec<Envelope>,
         /// The node's own newest record here: it adopts a `seq` higher than its own.
@@ -317,3 +337,6 @@ pub enum ServerMessage {
 impl Message for ServerMessage {
     const KNOWN: i64 = 9;
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,8 @@
 //!
 //! Nothing is re-encoded to be checked. The first trust policy makes the mesh id, so it is signed under 32 zero bytes.
 
+use std::collections::BTreeMap;
+
 use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 
 use crate::cbor::{self, CborError};
@@ -97,6 +99,16 @@ pub enum EnvelopeError {
         /// Its format's version.
         format: u8,
     },
+    /// A payload above [`MAX_PAYLOAD_BYTES`], or more than [`MAX_SIGNATURES`]: no other process would read it.
+    #[error("{kind:?} of {payload_bytes} bytes with {signatures} signatures is too large")]
+    TooLarge {
+        /// What it holds.
+        kind: Kind,
+        /// Length of its payload.
+        payload_bytes: usize,
+        /// How many signatures it has.
+        signatures: usize,
+    },
     /// A signature does not match the bytes that arrived.
     #[error("signature by key {} does not match", .0.short())]
     BadSignature(KeyId),
@@ -174,13 +186,18 @@ impl Envelope {
     /// Decodes the payload without looking at signatures: to find out whose key to verify with.
     ///
     /// # Errors
-    /// [`EnvelopeError::Kind`], [`EnvelopeError::Format`], [`EnvelopeError::Cbor`].
+    /// [`EnvelopeError::Kind`], [`EnvelopeError::Format`], [`EnvelopeError::TooLarge`], [`EnvelopeError::Cbor`].
     pub fn unverified<T: Signed>(&self) -> Result<T, EnvelopeError> {
         if self.kind != T::KIND {
             return Err(EnvelopeError::Kind { expected: T::KIND, got: self.kind });
         }
         if self.format != T::FORMAT {
             return Err(EnvelopeError::Format { kind: self.kind, format: self.format });
+        }
+        // What arrived was measured when it was decoded; this one may have been sealed here.
+        if self.payload.len() > MAX_PAYLOAD_BYTES || self.signatures.len() > MAX_SIGNATURES {
+            let (payload_bytes, signatures) = (self.payload.len(), self.signatures.len());
+            return Err(EnvelopeError::TooLarge { kind: self.kind, payload_bytes, signatures });
         }
         Ok(cbor::from_signed(&self.payload)?)
     }
@@ -201,10 +218,22 @@ impl Envelope {
     /// # Errors
     /// [`EnvelopeError::BadSignature`], [`EnvelopeError::TooFewSignatures`].
     pub fn verify(&self, mesh: MeshId, keys: &[VerifyKey], threshold: usize) -> Result<(), EnvelopeError> {
+        // Each key is hashed once, however many signatures a stranger appended.
+        let by_id: BTreeMap<KeyId, &VerifyKey> = keys.iter().map(|key| (key.id(), key)).collect();
+        self.verify_by(mesh, |id| by_id.get(&id).copied(), threshold)
+    }
+
+    /// As [`Self::verify`], for a caller that keeps its keys by id.
+    pub(crate) fn verify_by<'k>(
+        &self,
+        mesh: MeshId,
+        key_of: impl Fn(KeyId) -> Option<&'k VerifyKey>,
+        threshold: usize,
+    ) -> Result<(), EnvelopeError> {
         let message = self.signed_bytes(mesh);
         let mut good = 0;
         for signature in &self.signatures {
-            let Some(key) = keys.iter().find(|key| key.id() == signature.key) else {
+            let Some(key) = key_of(signature.key) else {
                 continue;
             };
             key.verify(&message, &signature.signature).map_err(|_| EnvelopeError::BadSignature(signature.key))?;
@@ -259,3 +288,6 @@ impl<'b, C> Decode<'b, C> for Envelope {
         Ok(Self { kind, format, payload: payload.to_vec(), signatures })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,5 +66,8 @@ pub fn decode<T: Message>(body: &[u8]) -> Result<T, CborError> {
     if !(0..T::KNOWN).contains(&number) {
         return Err(CborError::UnknownMessage(number));
     }
-    cbor::from_slice(body)
+    cbor::decode_checked(body)
 }
+
+#[cfg(test)]
+mod tests;

@@ -98,7 +98,7 @@ macro_rules! hash_id {
 }
 
 hash_id! {
-    /// Which mesh: the hash of its first trust policy's payload.
+    /// Which mesh: [`Envelope::hash`](crate::envelope::Envelope::hash) of its first trust policy, under 32 zero bytes.
     MeshId
 }
 hash_id! {

@@ -22,8 +22,8 @@ pub const KEM_PUBLIC_BYTES: usize = 1184;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
-    /// Wrong length or alphabet.
-    #[error("not a key: 32 bytes in base64 expected")]
+    /// Wrong length or alphabet, or 32 bytes that encode no key.
+    #[error("not a key: the base64 of 32 bytes that encode a key is expected")]
     Malformed,
     /// The point is weak: it would make any signature or any shared secret match.
     #[error("key is of low order")]
@@ -41,8 +41,12 @@ impl VerifyKey {
     /// Checks 32 bytes as RFC 8032 encodes a public key.
     ///
     /// # Errors
-    /// [`KeyError::Malformed`] if it is no point, [`KeyError::LowOrder`] if it is a weak one.
+    /// [`KeyError::Malformed`] if it is no point, or not the canonical encoding of one (else one key had two ids);
+    /// [`KeyError::LowOrder`] if it is a weak one.
     pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, KeyError> {
+        if !is_reduced(&with_top_bit_clear(bytes)) {
+            return Err(KeyError::Malformed);
+        }
         let key = ed25519_dalek::VerifyingKey::from_bytes(&bytes).map_err(|_| KeyError::Malformed)?;
         if key.is_weak() { Err(KeyError::LowOrder) } else { Ok(Self(bytes)) }
     }
@@ -124,8 +128,13 @@ impl TunnelKey {
     /// Takes 32 bytes (RFC 7748, little-endian u-coordinate).
     ///
     /// # Errors
-    /// [`KeyError::LowOrder`] if every shared secret with it would be zero.
+    /// [`KeyError::Malformed`] if it is not below 2^255 - 19: X25519 ignores the top bit and reduces the rest, so that
+    /// other bytes would be the same key, and could be shown as somebody else's. [`KeyError::LowOrder`] if every shared
+    /// secret with it would be zero.
     pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, KeyError> {
+        if !is_reduced(&bytes) {
+            return Err(KeyError::Malformed);
+        }
         let probe = x25519_dalek::StaticSecret::from([0x55; 32]);
         let shared = probe.diffie_hellman(&x25519_dalek::PublicKey::from(bytes));
         if shared.was_contributory() { Ok(Self(bytes)) } else { Err(KeyError::LowOrder) }
@@ -173,6 +182,17 @@ impl fmt::Debug for TunnelSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("TunnelSecret([redacted])")
     }
+}
+
+/// Whether 32 little-endian bytes are a number below 2^255 - 19.
+fn is_reduced(bytes: &[u8; 32]) -> bool {
+    let [first, middle @ .., last] = bytes;
+    *last < 0x7f || (*last == 0x7f && (middle.iter().any(|byte| *byte != 0xff) || *first < 0xed))
+}
+
+fn with_top_bit_clear(mut bytes: [u8; 32]) -> [u8; 32] {
+    bytes[31] &= 0x7f;
+    bytes
 }
 
 macro_rules! base64_key {
@@ -264,3 +284,6 @@ impl<'b, C> Decode<'b, C> for KemPublic {
         Self::from_bytes(d.bytes()?).map_err(|_| decode::Error::message("ML-KEM-768 key is not 1184 bytes"))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -44,35 +44,53 @@ pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, LineError> {
     Ok(serde_json::from_slice(line)?)
 }
 
-/// Collects bytes as they arrive and gives out whole lines. Holds at most [`MAX_LINE_BYTES`] and what was pushed last.
-#[derive(Debug, Default)]
+/// Collects bytes as they arrive and gives out whole lines. Holds at most [`MAX_LINE_BYTES`] and what was pushed last, as
+/// long as the lines are taken out between pushes. Each byte is looked at once and moved once, however short the lines.
+#[derive(Default)]
 pub struct LineBuffer {
     bytes: Vec<u8>,
+    /// Where the first line not given out begins.
+    start: usize,
+    /// Up to here no newline follows `start`.
     searched: usize,
 }
 
 impl LineBuffer {
     /// Adds what was read.
     pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.drain(..self.start);
+        self.searched -= self.start;
+        self.start = 0;
         self.bytes.extend_from_slice(bytes);
     }
 
     /// The next whole line, without its newline; `None` until more bytes arrive.
     ///
     /// # Errors
-    /// [`LineError::TooLong`].
+    /// [`LineError::TooLong`], from then on.
     pub fn next_line(&mut self) -> Result<Option<Vec<u8>>, LineError> {
-        let Some(found) = self.bytes[self.searched..].iter().position(|byte| *byte == b'\n') else {
-            self.searched = self.bytes.len();
-            return if self.bytes.len() > MAX_LINE_BYTES { Err(LineError::TooLong) } else { Ok(None) };
-        };
-        let end = self.searched + found;
-        if end > MAX_LINE_BYTES {
+        let found = self.bytes[self.searched..].iter().position(|byte| *byte == b'\n');
+        let end = found.map_or(self.bytes.len(), |found| self.searched + found);
+        self.searched = end;
+        if end - self.start > MAX_LINE_BYTES {
             return Err(LineError::TooLong);
         }
-        let mut line: Vec<u8> = self.bytes.drain(..=end).collect();
-        line.pop();
-        self.searched = 0;
+        if found.is_none() {
+            return Ok(None);
+        }
+        let line = self.bytes[self.start..end].to_vec();
+        self.start = end + 1;
+        self.searched = self.start;
         Ok(Some(line))
     }
 }
+
+/// Lines may hold secrets: only lengths are shown.
+impl std::fmt::Debug for LineBuffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "LineBuffer({} bytes)", self.bytes.len() - self.start)
+    }
+}
+
+#[cfg(test)]
+mod tests;

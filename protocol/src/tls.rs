@@ -9,9 +9,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{
-    CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
+    CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
 };
-use rustls::server::AlwaysResolvesServerRawPublicKeys;
+use rustls::server::{AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
@@ -59,7 +59,7 @@ pub fn peer_key(certificate: &CertificateDer<'_>) -> Result<VerifyKey, Error> {
 /// If the cryptography library refuses the key.
 pub fn client(key: &SigningKey, servers: ServerKeys, alpn: &[u8]) -> Result<ClientConfig, Error> {
     let provider = Arc::new(provider());
-    let shown = certified(key, &provider)?;
+    let shown = certified(key)?;
     let verifier = KnownServer { servers, algorithms: provider.signature_verification_algorithms };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
@@ -73,28 +73,30 @@ pub fn client(key: &SigningKey, servers: ServerKeys, alpn: &[u8]) -> Result<Clie
 }
 
 /// A server's settings: it shows `key` and lets every client in that proves an Ed25519 key; who that is, and whether it
-/// may go on, is judged after the handshake, so that refusals look alike to a stranger.
+/// may go on, is judged after the handshake, so that refusals look alike to a stranger. The caller also closes a
+/// connection without an ALPN: over TCP rustls lets a client pass that names none.
 ///
 /// # Errors
 /// If the cryptography library refuses the key.
 pub fn server(key: &SigningKey, alpns: &[&[u8]]) -> Result<ServerConfig, Error> {
     let provider = Arc::new(provider());
-    let shown = certified(key, &provider)?;
+    let shown = certified(key)?;
     let verifier = AnyClient { algorithms: provider.signature_verification_algorithms };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(shown)));
     config.alpn_protocols = alpns.iter().map(|alpn| alpn.to_vec()).collect();
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     Ok(config)
 }
 
-fn certified(key: &SigningKey, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, Error> {
+fn certified(key: &SigningKey) -> Result<Arc<CertifiedKey>, Error> {
     let pkcs8 = Zeroizing::new([PKCS8_PREFIX.as_slice(), key.seed().as_slice()].concat());
-    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.as_slice())).clone_key();
-    let signer = provider.key_provider.load_private_key(der)?;
+    // Borrowed, where the provider's own loader would want a copy that nobody wipes.
+    let signer = aws_lc_rs::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()))?;
     let spki = [SPKI_PREFIX.as_slice(), key.verify_key().as_bytes()].concat();
     Ok(Arc::new(CertifiedKey::new(vec![CertificateDer::from(spki)], signer)))
 }
@@ -212,3 +214,6 @@ impl ClientCertVerifier for AnyClient {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;

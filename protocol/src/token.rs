@@ -162,6 +162,10 @@ impl FromStr for JoinToken {
         let secret = SigningKey::from_seed(payload.seed);
         payload.seed.zeroize();
         let Payload { mesh, policy_version, policy, keyservers, checkpoint, limits, .. } = payload;
+        let halves_match = limits.unverified::<TokenLimits>().is_ok_and(|limits| limits.key == secret.verify_key());
+        if !halves_match || checkpoint.kind() != Kind::Checkpoint {
+            return Err(TokenError::Malformed(CborError::Meaning("its parts do not belong together".to_owned())));
+        }
         Ok(Self { mesh, policy_version, policy, keyservers, checkpoint, limits, secret })
     }
 }
@@ -173,6 +177,9 @@ impl fmt::Debug for JoinToken {
 }
 
 /// What a node signs with the token's seed: everything it asks for, and the connection it asks on.
+///
+/// The verifier encodes what it decoded: unlike signed objects, a claim with a field that the keyserver does not know is
+/// refused. Another set of fields comes with another [`ALPN`](crate::control::ALPN_JOIN).
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct JoinClaim {
@@ -226,3 +233,6 @@ impl JoinClaim {
 
 /// Label under which both ends derive the exporter of a joining connection (RFC 5705).
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-mesh-join";
+
+#[cfg(test)]
+mod tests;

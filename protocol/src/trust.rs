@@ -10,166 +10,28 @@
 //! ```
 
 mod checkpoint;
+mod error;
 mod grant;
 mod policy;
 mod prefixes;
 mod record;
 mod revocation;
-#[cfg(test)]
-mod tests;
+mod seen;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
 use crate::UnixSeconds;
-use crate::envelope::{Envelope, EnvelopeError, Kind};
+use crate::envelope::{Envelope, Kind};
+use crate::key::VerifyKey;
 use crate::id::{Hash, KeyId, MeshId, Name, NodeId, Position};
 use crate::record::{Endpoints, NodeGrant, NodeRecord, Revocation, RevocationHead, TrustPolicy};
 
 pub use checkpoint::{CheckpointVerdict, compare_checkpoints};
+pub use error::TrustError;
 use prefixes::PrefixOwners;
-
-/// An object was refused. Somebody else's mistake, or an attack: count it, keep what was there.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum TrustError {
-    /// Not well formed, or not signed by a key that may.
-    #[error(transparent)]
-    Envelope(#[from] EnvelopeError),
-    /// This kind of object is not part of the directory.
-    #[error("{0:?} does not belong into the directory")]
-    NotADirectoryObject(Kind),
-    /// A policy that cannot hold, whoever signed it.
-    #[error("trust policy {version} is invalid: {reason}")]
-    InvalidPolicy {
-        /// Its version.
-        version: u64,
-        /// What is wrong.
-        reason: String,
-    },
-    /// Not the successor of the policy held.
-    #[error("trust policy {got} does not follow policy {held}")]
-    PolicyOutOfOrder {
-        /// Version held.
-        held: u64,
-        /// Version that arrived.
-        got: u64,
-    },
-    /// The first policy is not the one that was pinned at join.
-    #[error("trust policy 1 is of mesh {got}, not of mesh {pinned}")]
-    OtherMesh {
-        /// Pinned at join.
-        pinned: MeshId,
-        /// What the policy hashes to.
-        got: MeshId,
-    },
-    /// The grant goes beyond what its issuer may give.
-    #[error("grant of {name} is outside its issuer's scope: {reason}")]
-    OutOfScope {
-        /// Name in the grant.
-        name: Name,
-        /// What is outside.
-        reason: String,
-    },
-    /// A grant of a higher generation is held.
-    #[error("grant of {name} has generation {got}, {held} is held")]
-    OldGeneration {
-        /// Name in the grant.
-        name: Name,
-        /// Generation held.
-        held: u64,
-        /// Generation that arrived.
-        got: u64,
-    },
-    /// The node is revoked and the grant does not lift that.
-    #[error("node {} is revoked up to generation {up_to_generation}", .node.short())]
-    Revoked {
-        /// Who.
-        node: NodeId,
-        /// Up to which generation.
-        up_to_generation: u64,
-    },
-    /// Another node was there first with this name.
-    #[error("name {name} of node {} is already held by node {}", .node.short(), .holder.short())]
-    NameTaken {
-        /// The name.
-        name: Name,
-        /// Who asked for it.
-        node: NodeId,
-        /// Who holds it.
-        holder: NodeId,
-    },
-    /// Another node was there first with this prefix, or one that overlaps it.
-    #[error("{prefix} of {name} overlaps {held} of {holder}")]
-    PrefixTaken {
-        /// What was asked for.
-        prefix: IpNet,
-        /// Name of the node that asked.
-        name: Name,
-        /// The prefix in the way.
-        held: IpNet,
-        /// Name of the node that holds it.
-        holder: Name,
-    },
-    /// There is no grant for this node.
-    #[error("node {} has no grant", .0.short())]
-    NoGrant(NodeId),
-    /// The record speaks under a grant that is not the node's.
-    #[error("record of {name} names another grant than the one held")]
-    OtherGrant {
-        /// The node's name.
-        name: Name,
-    },
-    /// A higher `seq` is held.
-    #[error("{kind:?} of {name} has seq {got}, {held} is held")]
-    OldSeq {
-        /// Record or endpoints.
-        kind: Kind,
-        /// The node's name.
-        name: Name,
-        /// Held.
-        held: u64,
-        /// Arrived.
-        got: u64,
-    },
-    /// Two different objects where only one can be: keep the old, keep both as evidence, alarm.
-    #[error("{kind:?} of {signer} at {number} differs from the one held: somebody signed two truths")]
-    Equivocation {
-        /// What.
-        kind: Kind,
-        /// Whose.
-        signer: String,
-        /// `seq`, generation or number.
-        number: u64,
-    },
-    /// One of the record's keys has another holder, today or earlier.
-    #[error("a key of {name} belongs to node {}", .holder.short())]
-    KeyTaken {
-        /// Name of the node that showed it.
-        name: Name,
-        /// Who had it first.
-        holder: NodeId,
-    },
-    /// The record contradicts itself.
-    #[error("record of {name} is invalid: {reason}")]
-    InvalidRecord {
-        /// The node's name.
-        name: Name,
-        /// What is wrong.
-        reason: &'static str,
-    },
-    /// A link of a revoker's chain is missing.
-    #[error("revocation {got} of key {} does not follow {held}", .revoker.short())]
-    RevocationGap {
-        /// Whose chain.
-        revoker: KeyId,
-        /// Its end here.
-        held: u64,
-        /// What arrived.
-        got: u64,
-    },
-}
+pub use seen::{Seen, SeenRecord};
 
 /// What an accepted envelope changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -230,8 +92,9 @@ pub struct Member {
     pub record: Option<Accepted<NodeRecord>>,
     /// Its newest endpoints.
     pub endpoints: Option<Accepted<Endpoints>>,
-    /// Hash of the grant before: records under it stay good until the node speaks again.
-    previous_grant: Option<Hash>,
+    /// The grant that `record` names, or else the one before: records under it stay good until the node speaks under the
+    /// newest.
+    earlier_grant: Option<Box<Accepted<NodeGrant>>>,
 }
 
 impl Member {
@@ -239,6 +102,15 @@ impl Member {
     #[must_use]
     pub fn is_valid_at(&self, now: UnixSeconds) -> bool {
         now < self.grant.object.expires
+    }
+
+    /// The grant that its record names, if that is not the newest one. Only where both hold the same name and prefixes:
+    /// applied to another view it then collides with nobody.
+    fn grant_of_record(&self) -> Option<&Accepted<NodeGrant>> {
+        let (record, earlier) = (self.record.as_ref()?, self.earlier_grant.as_ref()?);
+        let same = earlier.object.name == self.grant.object.name
+            && earlier.object.prefixes().eq(self.grant.object.prefixes());
+        (same && record.object.grant == earlier.hash).then_some(earlier)
     }
 
     /// Whether it left for good by itself.
@@ -258,6 +130,12 @@ pub struct View {
     prefixes: PrefixOwners,
     /// Hashes of WireGuard and KEM keys ever shown, and who showed them first.
     key_holders: BTreeMap<Hash, NodeId>,
+    /// How many of those each node has.
+    keys_shown: BTreeMap<NodeId, usize>,
+    /// What every node ever granted has reached: outlives its membership, so that nothing older comes back.
+    seen: BTreeMap<NodeId, Seen>,
+    /// The revokers of every policy so far: who a retired one revoked stays revoked.
+    revokers: BTreeMap<KeyId, VerifyKey>,
     chains: BTreeMap<KeyId, Vec<Accepted<Revocation>>>,
     revoked: BTreeMap<NodeId, RevokedUpTo>,
 }
@@ -265,7 +143,7 @@ pub struct View {
 #[derive(Debug, Clone)]
 struct RevokedUpTo {
     generation: u64,
-    /// Hashes of the revocations that say so: a grant lifts one of them.
+    /// Hashes of the revocations that reach that far: a grant lifts one of them.
     by: BTreeSet<Hash>,
 }
 
@@ -277,6 +155,7 @@ impl View {
     pub fn pinned(mesh: MeshId, policies: &[Envelope]) -> Result<Self, TrustError> {
         let (first, rest) = policies.split_first().ok_or(TrustError::PolicyOutOfOrder { held: 0, got: 0 })?;
         let first = policy::first(mesh, first)?;
+        let revokers = first.object.revokers.iter().map(|key| (key.id(), *key)).collect();
         let mut view = Self {
             mesh,
             policies: vec![first],
@@ -284,11 +163,14 @@ impl View {
             names: BTreeMap::new(),
             prefixes: PrefixOwners::default(),
             key_holders: BTreeMap::new(),
+            keys_shown: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            revokers,
             chains: BTreeMap::new(),
             revoked: BTreeMap::new(),
         };
         for envelope in rest {
-            view.apply(envelope)?;
+            view.apply_policy(envelope)?;
         }
         Ok(view)
     }
@@ -377,25 +259,15 @@ impl View {
         self.chains.iter().filter_map(head).collect()
     }
 
-    /// Hashes of keys that were ever shown, and their holders: to be kept with the accepted objects, because retired
-    /// keys are in none of those.
-    pub fn key_holders(&self) -> impl Iterator<Item = (Hash, NodeId)> + '_ {
-        self.key_holders.iter().map(|(key, node)| (*key, *node))
-    }
-
-    /// Gives back what [`Self::key_holders`] told before a restart.
-    pub fn restore_key_holders(&mut self, holders: impl IntoIterator<Item = (Hash, NodeId)>) {
-        for (key, node) in holders {
-            self.key_holders.entry(key).or_insert(node);
-        }
-    }
-
     /// Everything accepted as it would have to be applied to an empty view: policies, revocations, grants, records.
+    /// A node that has not spoken since its grant was renewed comes with the grant before, which its record names.
     /// Endpoints are not part of it.
     pub fn envelopes(&self) -> impl Iterator<Item = &Envelope> {
         let policies = self.policies.iter().map(|policy| &policy.envelope);
         let revocations = self.revocations().map(|revocation| &revocation.envelope);
-        let grants = self.members.values().map(|member| &member.grant.envelope);
+        let grants = self.members.values().flat_map(|member| {
+            member.grant_of_record().into_iter().chain([&member.grant]).map(|grant| &grant.envelope)
+        });
         let records = self.members.values().filter_map(|member| Some(&member.record.as_ref()?.envelope));
         policies.chain(revocations).chain(grants).chain(records)
     }

@@ -1,5 +1,7 @@
 //! Checkpoints against each other: newer, older, or proof of two worlds.
 
+use std::collections::BTreeMap;
+
 use crate::record::Checkpoint;
 
 /// What a verified checkpoint says beside the newest one held.
@@ -19,8 +21,9 @@ pub fn compare_checkpoints(held: &Checkpoint, got: &Checkpoint) -> CheckpointVer
     if held.position == got.position && held.state != got.state {
         return CheckpointVerdict::Equivocation;
     }
+    let heads: BTreeMap<_, _> = got.revocations.iter().map(|head| (head.revoker, head)).collect();
     for head in &held.revocations {
-        match got.revocations.iter().find(|other| other.revoker == head.revoker) {
+        match heads.get(&head.revoker) {
             Some(other) if other.number == head.number && other.hash != head.hash => {
                 return CheckpointVerdict::Equivocation;
             }

@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Change, Member, TrustError, View};
+use super::{Accepted, Change, Member, Seen, TrustError, View};
 use crate::address;
-use crate::envelope::Envelope;
-use crate::id::NodeId;
-use crate::record::{Issuer, MAX_POD_CIDRS, NodeGrant};
+use crate::envelope::{Envelope, Kind};
+use crate::id::{Hash, NodeId};
+use crate::record::{Issuer, MAX_POD_CIDRS, NodeGrant, PostQuantum};
 
 /// Whether two prefixes share an address.
 pub(super) fn overlap(one: IpNet, other: IpNet) -> bool {
@@ -19,37 +19,52 @@ impl View {
     pub(super) fn apply_grant(&mut self, envelope: &Envelope) -> Result<Change, TrustError> {
         let grant = self.check_grant_signature(envelope)?;
         let hash = envelope.hash(self.mesh);
-        if let Some(member) = self.members.get(&grant.node) {
-            let held = &member.grant;
-            if held.hash == hash {
-                return Ok(Change::Nothing);
-            }
-            if grant.generation == held.object.generation {
-                let (signer, number) = (grant.name.to_string(), grant.generation);
-                return Err(TrustError::Equivocation { kind: envelope.kind(), signer, number });
-            }
-            if grant.generation < held.object.generation {
-                let (held, got) = (held.object.generation, grant.generation);
-                return Err(TrustError::OldGeneration { name: grant.name, held, got });
-            }
+        let is_held = |member: &Member| member.grant.hash == hash || member.grant_of_record().is_some_and(|e| e.hash == hash);
+        if self.members.get(&grant.node).is_some_and(is_held) {
+            return Ok(Change::Nothing);
         }
+        self.check_generation(&grant, hash)?;
         self.check_not_revoked(&grant)?;
         let displaced = self.colliding(&grant)?;
         for node in &displaced {
             self.remove_member(*node);
         }
         let node = grant.node;
+        self.insert_member(self.accept(grant, envelope));
+        Ok(Change::Grant { node, displaced })
+    }
+
+    fn insert_member(&mut self, grant: Accepted<NodeGrant>) {
+        let node = grant.object.node;
         let before = self.remove_member(node);
-        self.names.insert(grant.name.clone(), node);
-        self.prefixes.insert(node, grant.prefixes());
-        let member = Member {
-            previous_grant: before.as_ref().map(|before| before.grant.hash),
-            record: before.as_ref().and_then(|before| before.record.clone()),
-            endpoints: before.and_then(|before| before.endpoints),
-            grant: self.accept(grant, envelope),
+        let spoke = self.seen.get(&node).filter(|seen| before.is_some() || seen.grant == grant.hash);
+        let record = spoke.and_then(|seen| seen.record);
+        self.seen.insert(node, Seen { node, generation: grant.object.generation, grant: grant.hash, record });
+        self.names.insert(grant.object.name.clone(), node);
+        self.prefixes.insert(node, grant.object.prefixes());
+        let member = match before {
+            Some(Member { grant: held, record, endpoints, earlier_grant }) => {
+                let speaks_under = |hash| record.as_ref().is_none_or(|record| record.object.grant == hash);
+                let earlier_grant = if speaks_under(held.hash) { Some(Box::new(held)) } else { earlier_grant };
+                Member { grant, record, endpoints, earlier_grant }
+            }
+            None => Member { grant, record: None, endpoints: None, earlier_grant: None },
         };
         self.members.insert(node, member);
-        Ok(Change::Grant { node, displaced })
+    }
+
+    /// The highest generation ever seen holds, also of a node that is out at the moment.
+    fn check_generation(&self, grant: &NodeGrant, hash: Hash) -> Result<(), TrustError> {
+        let Some(seen) = self.seen.get(&grant.node) else { return Ok(()) };
+        let (held, got) = (seen.generation, grant.generation);
+        if got < held {
+            return Err(TrustError::OldGeneration { name: grant.name.clone(), held, got });
+        }
+        if got == held && hash != seen.grant {
+            let (kind, signer) = (Kind::NodeGrant, grant.name.to_string());
+            return Err(TrustError::Equivocation { kind, signer, number: got });
+        }
+        Ok(())
     }
 
     /// Verifies a grant against the newest policy: signature, scope, and that it is consistent in itself.
@@ -82,6 +97,9 @@ impl View {
         if grant.expires <= grant.issued || grant.expires - grant.issued > issuer.longest_grant {
             return Err(format!("it lasts longer than {} s", issuer.longest_grant));
         }
+        if self.policy().pq == PostQuantum::Required && grant.pq != PostQuantum::Required && !grant.external {
+            return Err("the policy requires a post-quantum preshared key".to_owned());
+        }
         if let Some(tag) = grant.tags.iter().find(|tag| !issuer.tags.contains(tag)) {
             return Err(format!("tag {tag} is not the issuer's to give"));
         }
@@ -108,7 +126,7 @@ impl View {
         Ok(())
     }
 
-    fn check_not_revoked(&self, grant: &NodeGrant) -> Result<(), TrustError> {
+    pub(super) fn check_not_revoked(&self, grant: &NodeGrant) -> Result<(), TrustError> {
         let Some(revoked) = self.revoked.get(&grant.node) else {
             return Ok(());
         };

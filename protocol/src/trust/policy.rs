@@ -1,14 +1,21 @@
 //! Trust policies: when one can hold, and how one follows another.
 
-use ipnet::IpNet;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::grant::overlap;
 use super::{Accepted, Change, TrustError, View};
+use crate::address;
 use crate::envelope::{Envelope, NO_MESH};
 use crate::id::{MeshId, NodeId};
+use crate::key::VerifyKey;
 use crate::record::{ClusterScope, TrustPolicy};
 
 /// Shortest exposure a policy may ask for, in seconds: below it, one lost minute would close tunnels.
 const LEAST_EXPOSURE: u64 = 600;
+/// Most keys of one role: what an object is verified against stays small, and all roots together can sign.
+const MAX_KEYS_PER_ROLE: usize = crate::envelope::MAX_SIGNATURES;
 
 /// Verifies the first policy of `mesh`: signed by its own roots, hashing to the mesh id.
 pub(super) fn first(mesh: MeshId, envelope: &Envelope) -> Result<Accepted<TrustPolicy>, TrustError> {
@@ -21,21 +28,26 @@ pub(super) fn first(mesh: MeshId, envelope: &Envelope) -> Result<Accepted<TrustP
     if policy.version != 1 || policy.previous.is_some() {
         return Err(TrustError::PolicyOutOfOrder { held: 0, got: policy.version });
     }
-    validate(&policy)?;
+    validate(&policy, mesh)?;
     Ok(Accepted { object: policy, envelope: envelope.clone(), hash })
 }
 
 /// Checks what no signature can make good.
-fn validate(policy: &TrustPolicy) -> Result<(), TrustError> {
+fn validate(policy: &TrustPolicy, mesh: MeshId) -> Result<(), TrustError> {
     let invalid = |reason: String| Err(TrustError::InvalidPolicy { version: policy.version, reason });
     if policy.threshold == 0 || usize::from(policy.threshold) > policy.roots.len() {
         return invalid(format!("threshold {} of {} roots", policy.threshold, policy.roots.len()));
     }
-    let mut roots = policy.roots.clone();
-    roots.sort_unstable();
-    roots.dedup();
-    if roots.len() != policy.roots.len() {
-        return invalid("a root is named twice".to_owned());
+    let issuers: Vec<VerifyKey> = policy.issuers.iter().map(|issuer| issuer.key).collect();
+    let lists =
+        [("root", &policy.roots), ("issuer", &issuers), ("revoker", &policy.revokers), ("keyserver", &policy.keyservers)];
+    for (role, keys) in lists {
+        if keys.len() > MAX_KEYS_PER_ROLE {
+            return invalid(format!("{} {role} keys, at most {MAX_KEYS_PER_ROLE}", keys.len()));
+        }
+        if keys.iter().enumerate().any(|(at, key)| keys[..at].contains(key)) {
+            return invalid(format!("a {role} key is named twice"));
+        }
     }
     if policy.keyservers.is_empty() {
         return invalid("it names no keyserver key".to_owned());
@@ -43,16 +55,20 @@ fn validate(policy: &TrustPolicy) -> Result<(), TrustError> {
     if policy.exposure < LEAST_EXPOSURE {
         return invalid(format!("exposure of {} s is below {LEAST_EXPOSURE} s", policy.exposure));
     }
-    validate_clusters(policy).or_else(invalid)
+    validate_clusters(policy, mesh).or_else(invalid)
 }
 
-fn validate_clusters(policy: &TrustPolicy) -> Result<(), String> {
+fn validate_clusters(policy: &TrustPolicy, mesh: MeshId) -> Result<(), String> {
+    let own = [IpNet::V4(policy.mesh_pool), IpNet::V6(address::node_pool_v6(mesh))];
+    if policy.mesh_pool.prefix_len() == 0 || policy.mesh_pool.prefix_len() > 30 || is_special(own[0]) {
+        return Err(format!("{} cannot be the mesh pool", policy.mesh_pool));
+    }
     let scopes: Vec<&ClusterScope> = policy.clusters().collect();
     for (at, scope) in scopes.iter().enumerate() {
         validate_scope(scope)?;
         for pool in &scope.pools {
-            if super::grant::overlap(*pool, IpNet::V4(policy.mesh_pool)) {
-                return Err(format!("{pool} of {} overlaps the mesh pool {}", scope.cluster, policy.mesh_pool));
+            if let Some(own) = own.iter().find(|own| overlap(**own, *pool)) {
+                return Err(format!("{pool} of {} overlaps the mesh pool {own}", scope.cluster));
             }
         }
         for other in &scopes[..at] {
@@ -60,7 +76,7 @@ fn validate_clusters(policy: &TrustPolicy) -> Result<(), String> {
                 return Err(format!("cluster {} is named twice", scope.cluster));
             }
             for (pool, held) in scope.pools.iter().flat_map(|pool| other.pools.iter().map(move |held| (pool, held))) {
-                if super::grant::overlap(*pool, *held) {
+                if overlap(*pool, *held) {
                     return Err(format!("{pool} of {} overlaps {held} of {}", scope.cluster, other.cluster));
                 }
             }
@@ -68,6 +84,23 @@ fn validate_clusters(policy: &TrustPolicy) -> Result<(), String> {
     }
     Ok(())
 }
+
+/// Whether a pool touches loopback, link-local, multicast, reserved or IPv4-mapped addresses (RFC 6890).
+fn is_special(pool: IpNet) -> bool {
+    SPECIAL.iter().any(|special| overlap(*special, pool))
+}
+
+const fn v4(a: u8, b: u8, prefix: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, 0, 0), prefix))
+}
+
+const fn v6(first: u16, prefix: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), prefix))
+}
+
+/// `::/8` covers the loopback, the unspecified, the IPv4-mapped and the NAT64 addresses.
+const SPECIAL: [IpNet; 8] =
+    [v4(0, 0, 8), v4(127, 0, 8), v4(169, 254, 16), v4(224, 0, 4), v4(240, 0, 4), v6(0, 8), v6(0xfe80, 10), v6(0xff00, 8)];
 
 fn validate_scope(scope: &ClusterScope) -> Result<(), String> {
     let ClusterScope { cluster, pools, node_prefix_v4, node_prefix_v6 } = scope;
@@ -84,6 +117,9 @@ fn validate_scope(scope: &ClusterScope) -> Result<(), String> {
         if pool.prefix_len() == 0 || node_prefix < pool.prefix_len() || node_prefix > longest {
             return Err(format!("node prefix {node_prefix} does not fit {pool} of {cluster}"));
         }
+        if is_special(*pool) {
+            return Err(format!("{pool} of {cluster} holds addresses that no pod can have"));
+        }
     }
     Ok(())
 }
@@ -99,8 +135,9 @@ impl View {
             return Err(TrustError::PolicyOutOfOrder { held: held.object.version, got: policy.version });
         }
         envelope.verify(self.mesh, &held.object.roots, usize::from(held.object.threshold))?;
-        validate(&policy)?;
+        validate(&policy, self.mesh)?;
         let version = policy.version;
+        self.revokers.extend(policy.revokers.iter().map(|key| (key.id(), *key)));
         self.policies.push(self.accept(policy, envelope));
         Ok(Change::Policy { version, dropped: self.drop_uncovered() })
     }

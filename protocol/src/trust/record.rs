@@ -1,12 +1,17 @@
 //! Records and endpoints: the node's own word.
 
+use std::net::{IpAddr, SocketAddr};
+
+use super::seen::{MAX_KEYS_PER_NODE, SeenRecord};
 use super::{Accepted, Change, Member, TrustError, View};
 use crate::envelope::{Envelope, Kind};
 use crate::id::{Hash, Name, NodeId, sha256};
-use crate::record::{Endpoints, MAX_CANDIDATES, NodeRecord};
+use crate::record::{Endpoints, EpochKey, MAX_CANDIDATES, NodeRecord};
 
 /// Most lanes of a node.
 const MAX_LANES: u8 = 8;
+/// Highest `seq`: one jump cannot use up the numbers that are left.
+const MAX_SEQ: u64 = (1 << 63) - 1;
 
 impl View {
     pub(super) fn apply_record(&mut self, envelope: &Envelope) -> Result<Change, TrustError> {
@@ -15,11 +20,13 @@ impl View {
         envelope.verify(self.mesh, &[member.grant.object.identity], 1)?;
         let name = &member.grant.object.name;
         let hash = envelope.hash(self.mesh);
-        let held = member.record.as_ref().map(|held| (held.object.seq, held.hash));
-        if is_same(Kind::NodeRecord, name, record.seq, hash, held)? {
+        let seen = self.seen.get(&record.node).and_then(|seen| seen.record).map(|seen| (seen.seq, seen.hash));
+        // A node that was out and is back under the same grant is given the record it had.
+        if is_same(Kind::NodeRecord, name, record.seq, hash, seen)? && member.record.is_some() {
             return Ok(Change::Nothing);
         }
-        if record.grant != member.grant.hash && Some(record.grant) != member.previous_grant {
+        let earlier = member.earlier_grant.as_ref().map(|grant| grant.hash);
+        if record.grant != member.grant.hash && Some(record.grant) != earlier {
             return Err(TrustError::OtherGrant { name: name.clone() });
         }
         validate(name, &record, member.record.as_ref())?;
@@ -29,9 +36,22 @@ impl View {
             return Err(TrustError::KeyTaken { name: name.clone(), holder: *holder });
         }
         let node = record.node;
-        self.key_holders.extend(keys.into_iter().map(|key| (key, node)));
+        let new = keys.iter().filter(|key| !self.key_holders.contains_key(key)).count();
+        if self.keys_shown.get(&node).copied().unwrap_or_default() + new > MAX_KEYS_PER_NODE {
+            return Err(TrustError::InvalidRecord { name: name.clone(), reason: "it has shown too many keys" });
+        }
+        for key in keys {
+            self.hold_key(key, node);
+        }
         let accepted = self.accept(record, envelope);
-        self.with_member(node, |member| member.record = Some(accepted));
+        let now_seen = SeenRecord { seq: accepted.object.seq, hash };
+        self.seen.entry(node).and_modify(|seen| seen.record = Some(now_seen));
+        self.with_member(node, |member| {
+            if accepted.object.grant == member.grant.hash {
+                member.earlier_grant = None;
+            }
+            member.record = Some(accepted);
+        });
         Ok(Change::Record { node })
     }
 
@@ -45,9 +65,7 @@ impl View {
         if is_same(Kind::Endpoints, name, endpoints.seq, envelope.hash(self.mesh), held)? {
             return Ok(Change::Nothing);
         }
-        if endpoints.candidates.len() > MAX_CANDIDATES {
-            return Err(TrustError::InvalidRecord { name: name.clone(), reason: "too many candidates" });
-        }
+        validate_endpoints(&endpoints).map_err(|reason| TrustError::InvalidRecord { name: name.clone(), reason })?;
         let accepted = self.accept(endpoints, envelope);
         self.with_member(node, |member| member.endpoints = Some(accepted));
         Ok(Change::Endpoints { node })
@@ -70,8 +88,29 @@ fn is_same(kind: Kind, name: &Name, seq: u64, hash: Hash, held: Option<(u64, Has
     }
 }
 
+fn validate_endpoints(endpoints: &Endpoints) -> Result<(), &'static str> {
+    if endpoints.seq > MAX_SEQ {
+        return Err("its seq is out of range");
+    }
+    if endpoints.candidates.len() > MAX_CANDIDATES {
+        return Err("too many candidates");
+    }
+    let unusable = |candidate: &SocketAddr| match candidate.ip() {
+        IpAddr::V4(ip) => ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast(),
+        // An IPv4 address has one spelling here, so that filters on it cannot be passed by.
+        IpAddr::V6(ip) => ip.is_unspecified() || ip.is_multicast() || ip.to_ipv4_mapped().is_some(),
+    };
+    if endpoints.candidates.iter().any(unusable) {
+        return Err("a candidate is no address to send to");
+    }
+    Ok(())
+}
+
 fn validate(name: &Name, record: &NodeRecord, held: Option<&Accepted<NodeRecord>>) -> Result<(), TrustError> {
     let invalid = |reason| Err(TrustError::InvalidRecord { name: name.clone(), reason });
+    if record.seq > MAX_SEQ {
+        return invalid("its seq is out of range");
+    }
     if !(1..=MAX_LANES).contains(&record.lanes) {
         return invalid("lanes are 1 to 8");
     }
@@ -92,6 +131,11 @@ fn validate(name: &Name, record: &NodeRecord, held: Option<&Accepted<NodeRecord>
     }
     if held.object.current.epoch > record.current.epoch || held.object.kem.epoch > record.kem.epoch {
         return invalid("its keys are older than those held");
+    }
+    let other_key = |key: EpochKey| held.object.tunnel_keys().any(|held| held.epoch == key.epoch && held.key != key.key);
+    let other_kem = held.object.kem.epoch == record.kem.epoch && held.object.kem != record.kem;
+    if record.tunnel_keys().any(other_key) || other_kem {
+        return invalid("an epoch has another key than it had");
     }
     Ok(())
 }

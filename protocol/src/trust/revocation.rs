@@ -3,18 +3,25 @@
 use std::collections::BTreeSet;
 
 use super::{Change, RevokedUpTo, TrustError, View};
-use crate::envelope::{Envelope, EnvelopeError};
+use crate::envelope::Envelope;
 use crate::id::{Hash, KeyId};
 use crate::record::Revocation;
 
+/// Longest reason, in bytes.
+const MAX_REASON_BYTES: usize = 256;
+
 impl View {
     pub(super) fn apply_revocation(&mut self, envelope: &Envelope) -> Result<Change, TrustError> {
-        let revokers = &self.policy().revokers;
-        let revocation: Revocation = envelope.verified(self.mesh, revokers, 1)?;
-        let may = |signer: &KeyId| revokers.iter().any(|revoker| revoker.id() == *signer);
-        let [revoker] = envelope.signers().filter(may).collect::<Vec<_>>()[..] else {
-            return Err(EnvelopeError::TooFewSignatures { got: 0, needed: 1 }.into());
+        let revocation: Revocation = envelope.unverified()?;
+        envelope.verify_by(self.mesh, |id| self.revokers.get(&id), 1)?;
+        let number = revocation.number;
+        let mut revokers = envelope.signers().filter(|signer| self.revokers.contains_key(signer));
+        let (Some(revoker), None) = (revokers.next(), revokers.next()) else {
+            return Err(TrustError::InvalidRevocation { number, reason: "it belongs to one chain, sign it once" });
         };
+        if revocation.reason.len() > MAX_REASON_BYTES {
+            return Err(TrustError::InvalidRevocation { number, reason: "its reason is longer than 256 bytes" });
+        }
         let hash = envelope.hash(self.mesh);
         if self.follows(revoker, &revocation, hash)? {
             return Ok(Change::Nothing);
@@ -23,9 +30,14 @@ impl View {
         let accepted = self.accept(revocation, envelope);
         self.chains.entry(revoker).or_default().push(accepted);
         let revoked = self.revoked.entry(node).or_insert(RevokedUpTo { generation, by: BTreeSet::new() });
-        revoked.generation = revoked.generation.max(generation);
-        revoked.by.insert(hash);
-        let hit = self.members.get(&node).is_some_and(|member| member.grant.object.generation <= generation);
+        if generation > revoked.generation {
+            *revoked = RevokedUpTo { generation, by: BTreeSet::new() };
+        }
+        if generation == revoked.generation {
+            revoked.by.insert(hash);
+        }
+        // Whatever came first, grant or revocation, the outcome is the same: a grant has to name what it lifts.
+        let hit = self.members.get(&node).is_some_and(|member| self.check_not_revoked(&member.grant.object).is_err());
         if hit {
             self.remove_member(node);
         }
