@@ -1,0 +1,158 @@
+//! Packets lying one behind another in one allocation, reused for ever.
+//!
+//! A lane reads, seals and sends in batches. The bytes of a batch are contiguous, so that sealed datagrams of one size
+//! to one destination already are the train that one `sendmsg` can carry.
+
+/// Largest packet or datagram: what an IP length field can say.
+pub const MAX_PACKET: usize = 65_535;
+
+/// Room asked for each packet: the largest, WireGuard's header, tag and padding, and a virtio header.
+pub const ROOM: usize = MAX_PACKET + 1 + 64;
+
+/// A bounded run of packets, each with something that goes with it: an address, a header, nothing.
+#[derive(Debug)]
+pub struct Batch<T> {
+    bytes: Box<[u8]>,
+    used: usize,
+    items: Vec<Item<T>>,
+    most_items: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Item<T> {
+    start: usize,
+    len: usize,
+    with: T,
+}
+
+impl<T: Copy> Batch<T> {
+    /// A batch of at most `most_items` packets of together about `bytes` bytes; one packet of any size always fits.
+    ///
+    /// The memory is asked for zeroed: pages that no packet ever reaches cost nothing.
+    pub fn new(bytes: usize, most_items: usize) -> Self {
+        Self {
+            bytes: vec![0; bytes + ROOM].into_boxed_slice(),
+            used: 0,
+            items: Vec::with_capacity(most_items),
+            most_items,
+        }
+    }
+
+    /// Room for one more packet, at least [`ROOM`] bytes, or `None` if the batch is full. The bytes in it are arbitrary.
+    pub fn room(&mut self) -> Option<&mut [u8]> {
+        if self.is_full() {
+            return None;
+        }
+        Some(&mut self.bytes[self.used..])
+    }
+
+    /// True if nothing more fits: pass the batch on and [`clear`](Self::clear) it.
+    pub fn is_full(&self) -> bool {
+        self.items.len() >= self.most_items || self.bytes.len() - self.used < ROOM
+    }
+
+    /// Takes the first `len` bytes of [`room`](Self::room) as a packet. The bytes behind it, up to the next multiple of
+    /// 16, stay free for padding.
+    ///
+    /// # Panics
+    ///
+    /// If `len` is more than that room.
+    pub fn push(&mut self, len: usize, with: T) {
+        self.push_at(0, len, with);
+    }
+
+    /// Like [`push`](Self::push) for a packet that begins `offset` bytes into the room.
+    ///
+    /// # Panics
+    ///
+    /// If the packet reaches beyond the room.
+    pub fn push_at(&mut self, offset: usize, len: usize, with: T) {
+        let start = self.used + offset;
+        assert!(start + len <= self.bytes.len(), "packet reaches beyond its batch");
+        self.items.push(Item { start, len, with });
+        self.used = (start + len).next_multiple_of(16).min(self.bytes.len());
+    }
+
+    /// Like [`push`](Self::push), but the next packet begins right behind this one, as trains need it.
+    ///
+    /// # Panics
+    ///
+    /// If `len` is more than the room.
+    pub fn push_tight(&mut self, len: usize, with: T) {
+        let start = self.used;
+        assert!(start + len <= self.bytes.len(), "packet reaches beyond its batch");
+        self.items.push(Item { start, len, with });
+        self.used = start + len;
+    }
+
+    /// Number of packets.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// True without any packet.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Packet number `n` and what goes with it.
+    pub fn get(&self, n: usize) -> Option<(T, &[u8])> {
+        let item = self.items.get(n)?;
+        Some((item.with, &self.bytes[item.start..item.start + item.len]))
+    }
+
+    /// Packet number `n`, its length, and the free bytes behind it up to the next multiple of 16.
+    pub fn get_padded_mut(&mut self, n: usize) -> Option<(T, &mut [u8], usize)> {
+        let item = self.items.get(n)?;
+        let end = (item.start + item.len.next_multiple_of(16)).min(self.bytes.len());
+        Some((item.with, &mut self.bytes[item.start..end], item.len))
+    }
+
+    /// All packets in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (T, &[u8])> {
+        self.items.iter().map(|item| (item.with, &self.bytes[item.start..item.start + item.len]))
+    }
+
+    /// Forgets all packets; the memory stays.
+    pub fn clear(&mut self) {
+        self.items.clear();
+        self.used = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn any_packet_fits_until_full() {
+        let mut batch = Batch::new(100_000, 8);
+        let mut count = 0;
+        while let Some(room) = batch.room() {
+            assert!(room.len() >= ROOM);
+            room[..MAX_PACKET].fill(count);
+            batch.push(MAX_PACKET, count);
+            count += 1;
+        }
+        assert_eq!(batch.len(), 2);
+        for (with, bytes) in batch.iter() {
+            assert!(bytes.iter().all(|byte| *byte == with));
+        }
+    }
+
+    #[test]
+    fn padding_does_not_reach_the_next_packet() {
+        let mut batch = Batch::new(1_000, 8);
+        for len in [1, 16, 17] {
+            batch.room().unwrap()[..len].fill(7);
+            batch.push(len, ());
+        }
+        for n in 0..3 {
+            let (_, bytes, len) = batch.get_padded_mut(n).unwrap();
+            bytes[len..].fill(0);
+        }
+        assert!(batch.iter().all(|(_, bytes)| bytes.iter().all(|byte| *byte == 7)));
+    }
+}

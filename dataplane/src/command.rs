@@ -1,0 +1,238 @@
+//! What control and the lanes say to each other: commands down, events and snapshots up.
+
+use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use crate::{
+    drop_reason::DropCounters,
+    table::{PeerId, Table},
+};
+
+/// What control asks of the lanes.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Command {
+    /// Use this table from now on. Only the newest counts; it never waits behind other commands.
+    SetTable(Arc<Table>),
+    /// Begin a handshake with this peer now, as after a restart. Nothing happens for a peer without
+    /// endpoint or while a handshake is going on.
+    Initiate(PeerId),
+    /// Send a datagram that is not WireGuard's from a lane's socket.
+    SendDatagram {
+        /// Number of the lane.
+        lane: usize,
+        /// Where to.
+        to: SocketAddr,
+        /// The payload, at most 1,500 bytes; longer ones are dropped and counted.
+        bytes: Vec<u8>,
+    },
+}
+
+/// What happened on a lane. Events are facts for control; losing some is counted, never waited for.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A peer that had no working session has one.
+    PeerUp {
+        /// Number of the lane.
+        lane: usize,
+        /// The peer.
+        peer: PeerId,
+        /// Where it is reached.
+        endpoint: Option<SocketAddr>,
+    },
+    /// The last session with a peer is over and nobody asked for another.
+    PeerIdle {
+        /// Number of the lane.
+        lane: usize,
+        /// The peer.
+        peer: PeerId,
+    },
+    /// Handshakes with this peer went unanswered for 90 seconds; waiting packets were dropped.
+    HandshakeFailed {
+        /// Number of the lane.
+        lane: usize,
+        /// The peer.
+        peer: PeerId,
+    },
+    /// A tunnel is usable: both ends proved to have its keys. Comes once for each tunnel, rekeying is silent.
+    TunnelConfirmed {
+        /// Number of the lane.
+        lane: usize,
+        /// The peer.
+        peer: PeerId,
+        /// Epoch of our key.
+        local_epoch: u64,
+        /// Epoch of the peer's key.
+        remote_epoch: u64,
+    },
+    /// A tunnel on older keys was dropped because a newer one carries the traffic.
+    TunnelRetired {
+        /// Number of the lane.
+        lane: usize,
+        /// The peer.
+        peer: PeerId,
+        /// Epoch of our key.
+        local_epoch: u64,
+        /// Epoch of the peer's key.
+        remote_epoch: u64,
+    },
+    /// Authenticated traffic of a peer came from a new address; replies go there now.
+    EndpointMoved {
+        /// Number of the lane.
+        lane: usize,
+        /// The peer.
+        peer: PeerId,
+        /// Where it was.
+        from: Option<SocketAddr>,
+        /// Where it is.
+        to: SocketAddr,
+    },
+    /// A datagram that is not WireGuard's arrived. Nothing about it has been checked.
+    Datagram {
+        /// Number of the lane.
+        lane: usize,
+        /// Its source, which may be forged.
+        from: SocketAddr,
+        /// Its payload, at most 1,500 bytes.
+        bytes: Vec<u8>,
+    },
+    /// The TUN queue is gone, most likely because the device was deleted. The lane goes on without
+    /// until [`Engine::replace_queue`](crate::Engine::replace_queue).
+    QueueLost {
+        /// Number of the lane.
+        lane: usize,
+        /// What the kernel said.
+        error: io::Error,
+    },
+}
+
+/// Counters and state of all lanes at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// Every lane that answered.
+    pub lanes: Vec<LaneSnapshot>,
+    /// Peers that any lane holds state for, lanes added up. Peers never talked to are absent.
+    pub peers: BTreeMap<PeerId, PeerSnapshot>,
+    /// Drops of all lanes added up.
+    pub drops: DropCounters,
+}
+
+impl Snapshot {
+    /// Adds what one lane said.
+    pub(crate) fn merge(&mut self, lane: LaneSnapshot, peers: Vec<PeerSnapshot>) {
+        self.drops.merge(&lane.drops);
+        self.lanes.push(lane);
+        for peer in peers {
+            match self.peers.get_mut(&peer.id) {
+                Some(known) => known.merge(peer),
+                None => {
+                    self.peers.insert(peer.id, peer);
+                }
+            }
+        }
+    }
+}
+
+/// One lane at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct LaneSnapshot {
+    /// Number of the lane.
+    pub lane: usize,
+    /// Packets and bytes that passed.
+    pub traffic: Traffic,
+    /// What was dropped, by reason.
+    pub drops: DropCounters,
+    /// Tunnels the lane owns.
+    pub tunnels: usize,
+    /// Handshake messages that arrived with a right first MAC.
+    pub handshakes: u64,
+    /// Cookie replies sent because of load.
+    pub cookies_sent: u64,
+    /// Events that control did not fetch in time.
+    pub events_lost: u64,
+    /// False while the TUN queue is lost.
+    pub queue_attached: bool,
+    /// Packets whose flow hashes to another lane than the one they came on; 0 while flows keep their lane.
+    pub strayed_packets: u64,
+}
+
+/// Inner packets and their bytes, both ways.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Inner packets received and accepted.
+    pub rx_packets: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Inner packets sent.
+    pub tx_packets: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+}
+
+impl Traffic {
+    pub(crate) fn count_rx(&mut self, len: usize) {
+        self.rx_packets += 1;
+        self.rx_bytes += len as u64;
+    }
+
+    pub(crate) fn count_tx(&mut self, len: usize) {
+        self.tx_packets += 1;
+        self.tx_bytes += len as u64;
+    }
+
+    fn merge(&mut self, other: Traffic) {
+        self.rx_packets += other.rx_packets;
+        self.rx_bytes += other.rx_bytes;
+        self.tx_packets += other.tx_packets;
+        self.tx_bytes += other.tx_bytes;
+    }
+}
+
+/// One peer at one moment.
+#[derive(Debug, Clone)]
+pub struct PeerSnapshot {
+    /// The peer.
+    pub id: PeerId,
+    /// Where packets to it go, once known.
+    pub endpoint: Option<SocketAddr>,
+    /// Time since the last handshake was completed, if there was one since the peer was last idle.
+    pub last_handshake: Option<Duration>,
+    /// Packets and bytes that passed since the peer came into the table.
+    pub traffic: Traffic,
+    /// Packets from it that were refused after authentication: wrong source, malformed, foreign destination.
+    pub refused_packets: u64,
+    /// Its tunnels, in the order in which they are preferred for sending, best last.
+    pub tunnels: Vec<TunnelSnapshot>,
+}
+
+impl PeerSnapshot {
+    fn merge(&mut self, other: PeerSnapshot) {
+        self.endpoint = self.endpoint.or(other.endpoint);
+        self.last_handshake = match (self.last_handshake, other.last_handshake) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        self.traffic.merge(other.traffic);
+        self.refused_packets += other.refused_packets;
+        self.tunnels.extend(other.tunnels);
+    }
+}
+
+/// One tunnel at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TunnelSnapshot {
+    /// Number of the lane that owns it.
+    pub lane: usize,
+    /// Epoch of our key.
+    pub local_epoch: u64,
+    /// Epoch of the peer's key.
+    pub remote_epoch: u64,
+    /// True if it has a session that both ends proved to have, and packets may be sent on it.
+    pub confirmed: bool,
+    /// True for the one that packets to the peer are sent on.
+    pub sending: bool,
+    /// Time since its session was made.
+    pub established: Option<Duration>,
+    /// Time since a packet, keepalives not counted, passed it either way.
+    pub last_data: Option<Duration>,
+}

@@ -1,0 +1,282 @@
+//! Starts lanes, takes commands for them, hands out snapshots and events.
+//!
+//! ```text
+//! control ── set_table, command ──> bounded queue, eventfd ──> lane thread ──> bounded queue ──> Events
+//!         <─ snapshot ─────────────────────────────────────────────┘
+//! ```
+//!
+//! Control never shares a lock with packets: a lane looks at its mailbox when the eventfd says so.
+
+mod mailbox;
+mod worker;
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, RecvTimeoutError, TryRecvError},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    clock,
+    command::{Command, Event, Snapshot},
+    lane::{Lane, LaneConfig},
+    table::{PeerId, Table},
+    tun::Queue,
+    udp::Socket,
+};
+use mailbox::{Letter, Mailbox};
+use worker::Worker;
+
+/// Events that wait for control at most; each is under 2 KiB, most are under 100 bytes.
+const EVENTS: usize = 1_024;
+/// How long a snapshot waits for a lane.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(1);
+/// Lanes an engine may have: three bits of the receiver index name the lane.
+pub const MAX_LANES: usize = 8;
+
+/// What all lanes of an engine have in common.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Key of the flow hash: the same on all nodes, so that both ends of a flow choose one lane.
+    pub flow_key: [u8; 16],
+    /// Handshake messages a lane answers in a second before it demands cookies of everybody. One costs about 0.2 ms.
+    pub handshakes_per_second: u32,
+}
+
+impl Default for EngineConfig {
+    /// A zero flow key; 500 handshakes a second, a tenth of a core.
+    fn default() -> Self {
+        Self { flow_key: [0; 16], handshakes_per_second: 500 }
+    }
+}
+
+/// What one lane works on.
+pub struct LaneParts {
+    /// Its TUN queue.
+    pub queue: Box<dyn Queue>,
+    /// Its socket.
+    pub socket: Box<dyn Socket>,
+}
+
+/// Why an engine did not start or does not take a command.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// No lanes, or more than eight.
+    #[error("{0} lanes, must be 1 to {MAX_LANES}")]
+    LaneCount(usize),
+    /// There is no such lane.
+    #[error("no lane {0}")]
+    NoLane(usize),
+    /// The lane has 256 commands waiting.
+    #[error("command queue of lane {0} is full")]
+    Busy(usize),
+    /// The lane's thread has ended.
+    #[error("lane {0} has stopped")]
+    Stopped(usize),
+    /// The system refused a thread, a descriptor or random bytes.
+    #[error("start lane {lane}")]
+    Start {
+        /// Number of the lane.
+        lane: usize,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Running lanes. Dropping it stops them.
+#[derive(Debug)]
+pub struct Engine {
+    lanes: Vec<Running>,
+    events: Option<Receiver<Event>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    mailbox: Arc<Mailbox>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What happened on the lanes, in order for each lane.
+#[derive(Debug)]
+pub struct Events(Receiver<Event>);
+
+impl Events {
+    /// The next event if one waits.
+    pub fn try_next(&self) -> Option<Event> {
+        match self.0.try_recv() {
+            Ok(event) => Some(event),
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
+        }
+    }
+
+    /// Waits up to `patience` for the next event. `Ok(None)` after that time.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`] once all lanes have stopped and nothing waits.
+    pub fn next_within(&self, patience: Duration) -> Result<Option<Event>, Closed> {
+        match self.0.recv_timeout(patience) {
+            Ok(event) => Ok(Some(event)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(Closed),
+        }
+    }
+}
+
+/// All lanes have stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("all lanes have stopped")]
+pub struct Closed;
+
+impl Engine {
+    /// Starts one thread for each lane; they work with `table` from their first packet on.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::LaneCount`], [`EngineError::Start`]; nothing keeps running then.
+    pub fn start(config: EngineConfig, table: Arc<Table>, lanes: Vec<LaneParts>) -> Result<Self, EngineError> {
+        if !(1..=MAX_LANES).contains(&lanes.len()) {
+            return Err(EngineError::LaneCount(lanes.len()));
+        }
+        let count = lanes.len();
+        let (sender, receiver) = mpsc::sync_channel(EVENTS);
+        let mut engine = Self { lanes: Vec::with_capacity(count), events: Some(receiver) };
+        for (number, parts) in lanes.into_iter().enumerate() {
+            let start = || -> io::Result<Running> {
+                let mut seed = [0; 32];
+                getrandom::fill(&mut seed).map_err(io::Error::other)?;
+                let lane_config = LaneConfig {
+                    lane: number,
+                    lanes: count,
+                    flow_key: config.flow_key,
+                    handshakes_per_second: config.handshakes_per_second,
+                    seed,
+                };
+                let lane = Lane::new(lane_config, Arc::clone(&table), clock::Instant::now());
+                let mailbox = Arc::new(Mailbox::new()?);
+                let worker = Worker::new(lane, parts, Arc::clone(&mailbox), sender.clone());
+                let thread = thread::Builder::new().name(format!("lane-{number}")).spawn(move || worker.run())?;
+                Ok(Running { mailbox, thread: Some(thread) })
+            };
+            let running = start().map_err(|source| EngineError::Start { lane: number, source })?;
+            engine.lanes.push(running);
+        }
+        Ok(engine)
+    }
+
+    /// Number of lanes.
+    pub fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// All lanes use `table` from their next round on. Never fails and never waits: only the newest table counts.
+    pub fn set_table(&self, table: Arc<Table>) {
+        for lane in &self.lanes {
+            lane.mailbox.set_table(Arc::clone(&table));
+        }
+    }
+
+    /// Hands a command to the lane that it concerns.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Busy`], [`EngineError::Stopped`], [`EngineError::NoLane`]: the command was not taken.
+    pub fn command(&self, command: Command) -> Result<(), EngineError> {
+        match command {
+            Command::SetTable(table) => {
+                self.set_table(table);
+                Ok(())
+            }
+            Command::Initiate(peer) => self.post(0, Letter::Initiate(peer)),
+            Command::SendDatagram { lane, to, bytes } => self.post(lane, Letter::Send(to, bytes)),
+        }
+    }
+
+    /// Begins a handshake with `peer` now; see [`Command::Initiate`].
+    ///
+    /// # Errors
+    ///
+    /// As [`command`](Self::command).
+    pub fn initiate(&self, peer: PeerId) -> Result<(), EngineError> {
+        self.command(Command::Initiate(peer))
+    }
+
+    /// Gives a lane a new TUN queue in place of the one it has or lost.
+    ///
+    /// # Errors
+    ///
+    /// As [`command`](Self::command).
+    pub fn replace_queue(&self, lane: usize, queue: Box<dyn Queue>) -> Result<(), EngineError> {
+        self.post(lane, Letter::Queue(queue))
+    }
+
+    /// Asks all lanes for their counters. Waits for them up to a second; one that does not answer is missing.
+    pub fn snapshot(&self) -> Snapshot {
+        let (sender, receiver) = mpsc::sync_channel(self.lanes.len());
+        let mut asked = 0;
+        for lane in 0..self.lanes.len() {
+            asked += usize::from(self.post(lane, Letter::Snapshot(sender.clone())).is_ok());
+        }
+        drop(sender);
+        let deadline = Instant::now() + SNAPSHOT_PATIENCE;
+        let mut snapshot = Snapshot::default();
+        for _ in 0..asked {
+            let patience = deadline.saturating_duration_since(Instant::now());
+            let Ok((lane, peers)) = receiver.recv_timeout(patience) else { break };
+            snapshot.merge(lane, peers);
+        }
+        snapshot.lanes.sort_by_key(|lane| lane.lane);
+        snapshot
+    }
+
+    /// The events of all lanes; they can be taken once.
+    pub fn take_events(&mut self) -> Option<Events> {
+        self.events.take().map(Events)
+    }
+
+    /// True while every lane's thread runs.
+    pub fn is_running(&self) -> bool {
+        let running = |lane: &Running| lane.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+        self.lanes.iter().all(running)
+    }
+
+    /// Stops all lanes and waits for their threads. Returns the numbers of lanes that had panicked.
+    pub fn stop(mut self) -> Vec<usize> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Vec<usize> {
+        for lane in &self.lanes {
+            lane.mailbox.stop();
+        }
+        let mut panicked = Vec::new();
+        for (number, lane) in self.lanes.iter_mut().enumerate() {
+            if let Some(thread) = lane.thread.take()
+                && thread.join().is_err()
+            {
+                panicked.push(number);
+            }
+        }
+        panicked
+    }
+
+    fn post(&self, lane: usize, letter: Letter) -> Result<(), EngineError> {
+        let running = self.lanes.get(lane).ok_or(EngineError::NoLane(lane))?;
+        if running.thread.as_ref().is_none_or(JoinHandle::is_finished) {
+            return Err(EngineError::Stopped(lane));
+        }
+        running.mailbox.post(letter).map_err(|_| EngineError::Busy(lane))
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

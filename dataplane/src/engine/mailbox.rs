@@ -1,0 +1,103 @@
+//! What control leaves for a lane: the newest table, and a bounded row of letters.
+
+use std::{
+    collections::VecDeque,
+    fmt, io, mem,
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::SyncSender},
+};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::{
+    command::{LaneSnapshot, PeerSnapshot},
+    table::{PeerId, Table},
+    tun::Queue,
+};
+
+/// Letters that wait at most; then control is told to come back. The largest carry 1,500 bytes: 400 KiB in all.
+const CAPACITY: usize = 256;
+
+/// One thing for a lane to do.
+pub(super) enum Letter {
+    Initiate(PeerId),
+    Send(SocketAddr, Vec<u8>),
+    Queue(Box<dyn Queue>),
+    Snapshot(SyncSender<(LaneSnapshot, Vec<PeerSnapshot>)>),
+}
+
+/// All that waited.
+#[derive(Default)]
+pub(super) struct Post {
+    pub(super) table: Option<Arc<Table>>,
+    pub(super) letters: VecDeque<Letter>,
+    pub(super) stop: bool,
+}
+
+/// Shared by control and one lane. The lane takes its lock only after the eventfd woke it.
+pub(super) struct Mailbox {
+    waiting: Mutex<Post>,
+    bell: EventFd,
+}
+
+impl fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Mailbox")
+    }
+}
+
+impl Mailbox {
+    pub(super) fn new() -> io::Result<Self> {
+        let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+        Ok(Self { waiting: Mutex::default(), bell })
+    }
+
+    /// Leaves a table in place of one that still waits.
+    pub(super) fn set_table(&self, table: Arc<Table>) {
+        self.lock().table = Some(table);
+        self.ring();
+    }
+
+    /// Leaves a letter; gives it back if too many wait.
+    pub(super) fn post(&self, letter: Letter) -> Result<(), Letter> {
+        let mut waiting = self.lock();
+        if waiting.letters.len() >= CAPACITY {
+            return Err(letter);
+        }
+        waiting.letters.push_back(letter);
+        drop(waiting);
+        self.ring();
+        Ok(())
+    }
+
+    pub(super) fn stop(&self) {
+        self.lock().stop = true;
+        self.ring();
+    }
+
+    /// Takes all that waits and silences the bell.
+    pub(super) fn take(&self) -> Post {
+        // Silence first: what comes after this rings again.
+        let _ = self.bell.read();
+        let mut waiting = self.lock();
+        let stop = waiting.stop;
+        let post = mem::take(&mut *waiting);
+        waiting.stop = stop;
+        post
+    }
+
+    /// Becomes readable when something waits.
+    pub(super) fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    fn ring(&self) {
+        // Fails only if the counter is about to overflow: then it is readable all the same.
+        let _ = self.bell.write(1);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Post> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,239 @@
+//! One lane's thread: waits for its queue, its socket, its bell and its timers, and passes bytes to the [`Lane`].
+//!
+//! Each round has a budget of one batch in each direction, so that timers and commands get their turn under flood.
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{SyncSender, TrySendError},
+    },
+    time::Duration,
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, ppoll},
+    sys::time::TimeSpec,
+};
+use tracing::{debug, warn};
+
+use super::{
+    LaneParts,
+    mailbox::{Letter, Mailbox},
+};
+use crate::{
+    clock::Instant,
+    command::Event,
+    drop_reason::DropReason,
+    lane::{Lane, Output},
+    tun::{self, Packets, Queue},
+    udp::{Arrivals, Socket},
+};
+
+/// Datagrams and packets a round takes in.
+const BUDGET: usize = 64;
+/// Failures of a queue in a row after which it counts as lost although the error does not say so.
+const FAILURES: u32 = 1_000;
+
+pub(super) struct Worker {
+    lane: Lane,
+    queue: Option<Box<dyn Queue>>,
+    socket: Box<dyn Socket>,
+    mailbox: Arc<Mailbox>,
+    events: SyncSender<Event>,
+    arrivals: Arrivals,
+    packets: Packets,
+    output: Output,
+    failures: u32,
+}
+
+/// What may be done without waiting.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ready {
+    bell: bool,
+    socket: bool,
+    queue: bool,
+}
+
+impl Worker {
+    pub(super) fn new(lane: Lane, parts: LaneParts, mailbox: Arc<Mailbox>, events: SyncSender<Event>) -> Self {
+        Self {
+            lane,
+            queue: Some(parts.queue),
+            socket: parts.socket,
+            mailbox,
+            events,
+            arrivals: Arrivals::new(BUDGET),
+            packets: Packets::new(192 << 10, BUDGET),
+            output: Output::new(),
+            failures: 0,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        loop {
+            let ready = self.wait();
+            let now = Instant::now();
+            if ready.bell && self.take_post(now) {
+                return;
+            }
+            if ready.socket {
+                self.receive(now);
+            }
+            if ready.queue {
+                self.read(now);
+            }
+            while self.lane.poll_timeout().is_some_and(|due| due <= now) {
+                self.lane.handle_timeout(now, &mut self.output);
+                self.drain();
+            }
+            self.drain();
+        }
+    }
+
+    /// Waits until something is ready or a timer is due.
+    fn wait(&mut self) -> Ready {
+        let patience = self.lane.poll_timeout().map(|due| {
+            // A nanosecond more, lest rounding down wakes us just before it is due.
+            TimeSpec::from(due.since(Instant::now()) + Duration::from_nanos(1))
+        });
+        let flags = PollFlags::POLLIN;
+        let mut fds = descriptors(&self.mailbox, self.socket.as_ref(), self.queue.as_deref(), flags);
+        let count = if self.queue.is_some() { 3 } else { 2 };
+        // Interrupted or timed out: nothing is ready, which the flags say.
+        if !matches!(ppoll(&mut fds[..count], patience, None), Ok(1..)) {
+            return Ready::default();
+        }
+        let is_ready = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
+        Ready { bell: is_ready(&fds[0]), socket: is_ready(&fds[1]), queue: count == 3 && is_ready(&fds[2]) }
+    }
+
+    /// Does what control left; true if the lane is to stop.
+    fn take_post(&mut self, now: Instant) -> bool {
+        let post = self.mailbox.take();
+        if post.stop {
+            return true;
+        }
+        if let Some(table) = post.table {
+            self.lane.set_table(table, now);
+        }
+        for letter in post.letters {
+            match letter {
+                Letter::Initiate(peer) => self.lane.initiate(peer, now, &mut self.output),
+                Letter::Send(to, bytes) => self.lane.send_datagram(to, &bytes, &mut self.output),
+                Letter::Queue(queue) => {
+                    self.queue = Some(queue);
+                    self.failures = 0;
+                }
+                Letter::Snapshot(answer) => {
+                    let (mut lane, peers) = self.lane.snapshot(now);
+                    lane.queue_attached = self.queue.is_some();
+                    // The asker may have lost patience.
+                    let _ = answer.try_send((lane, peers));
+                }
+            }
+            self.drain();
+        }
+        false
+    }
+
+    fn receive(&mut self, now: Instant) {
+        if let Err(error) = self.socket.receive(&mut self.arrivals) {
+            // Errors of earlier datagrams are reported here too; reading on clears them.
+            debug!(%error, "receive failed");
+            return;
+        }
+        for n in 0..self.arrivals.len() {
+            match self.arrivals.get(n) {
+                Some(Ok((from, datagram))) => {
+                    self.lane.handle_datagram(from, datagram, now, &mut self.output);
+                }
+                Some(Err(_)) => self.lane.count_drop(DropReason::Truncated, 1),
+                None => break,
+            }
+            if self.output.is_nearly_full() {
+                self.drain();
+            }
+        }
+    }
+
+    fn read(&mut self, now: Instant) {
+        let Some(queue) = &mut self.queue else { return };
+        self.packets.clear();
+        match queue.read(&mut self.packets, BUDGET) {
+            Ok(_) => self.failures = 0,
+            Err(error) => {
+                self.failures += 1;
+                if tun::is_lost(&error) || self.failures >= FAILURES {
+                    self.lose_queue(error);
+                }
+                return;
+            }
+        }
+        for n in 0..self.packets.len() {
+            let Some((_, bytes, len)) = self.packets.get_padded_mut(n) else { break };
+            self.lane.handle_packet(bytes, len, now, &mut self.output);
+            if self.output.is_nearly_full() {
+                self.drain();
+            }
+        }
+    }
+
+    /// Sends, writes and reports all that the lane has put out.
+    fn drain(&mut self) {
+        let datagrams = &mut self.output.datagrams;
+        if !datagrams.is_empty() {
+            let refused = datagrams.len() - self.socket.send(datagrams);
+            self.lane.count_drop(DropReason::SendFailed, refused as u64);
+            datagrams.clear();
+        }
+        if !self.output.packets.is_empty() {
+            self.write();
+            self.output.packets.clear();
+        }
+        while let Some(event) = self.lane.poll_event() {
+            self.report(event);
+        }
+    }
+
+    fn write(&mut self) {
+        let packets = &self.output.packets;
+        let written = match &mut self.queue {
+            Some(queue) => queue.write(packets),
+            None => Ok(0),
+        };
+        let (taken, lost) = match written {
+            Ok(taken) => (taken, None),
+            Err(error) => (0, Some(error)),
+        };
+        self.lane.count_drop(DropReason::QueueRefused, (packets.len() - taken) as u64);
+        if let Some(error) = lost {
+            self.lose_queue(error);
+        }
+    }
+
+    fn lose_queue(&mut self, error: std::io::Error) {
+        let lane = self.lane.number();
+        warn!(lane, %error, "TUN queue lost, going on without");
+        self.queue = None;
+        self.report(Event::QueueLost { lane, error });
+    }
+
+    fn report(&mut self, event: Event) {
+        match self.events.try_send(event) {
+            Ok(()) | Err(TrySendError::Disconnected(_)) => {}
+            Err(TrySendError::Full(event)) => self.lane.count_lost_event(&event),
+        }
+    }
+}
+
+/// The descriptors to wait for; the last is a stand-in without a queue.
+fn descriptors<'a>(
+    mailbox: &'a Mailbox,
+    socket: &'a dyn Socket,
+    queue: Option<&'a dyn Queue>,
+    flags: PollFlags,
+) -> [PollFd<'a>; 3] {
+    let bell = mailbox.bell();
+    let queue = queue.map_or(bell, |queue| queue.as_fd());
+    [PollFd::new(bell, flags), PollFd::new(socket.as_fd(), flags), PollFd::new(queue, flags)]
+}

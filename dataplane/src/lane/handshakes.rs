@@ -1,0 +1,230 @@
+//! Handshakes: begun, answered, finished, confirmed.
+
+use std::{net::SocketAddr, time::Duration};
+
+use tracing::debug;
+
+use super::{Lane, Output, inbound::receiver_of};
+use crate::{
+    clock::Instant,
+    command::Event,
+    drop_reason::DropReason,
+    peer::{
+        Peer,
+        handshake::Admission,
+        tunnel::{Due, TunnelKey},
+    },
+    table::PeerId,
+};
+
+impl Lane {
+    /// Begins a handshake with a peer now, for which there may be no packet yet. Nothing happens for unknown peers,
+    /// without an endpoint, or while one is under way.
+    pub fn initiate(&mut self, id: PeerId, now: Instant, out: &mut Output) {
+        let Some(mut peer) = self.take_peer(id, now) else { return };
+        if !peer.is_attempting() {
+            self.begin_handshake(&mut peer, now, out);
+        }
+        self.put(peer);
+    }
+
+    /// Sends an initiation for the newest keys of both ends.
+    pub(super) fn begin_handshake(&mut self, peer: &mut Peer, now: Instant, out: &mut Output) {
+        let desired = peer.desired;
+        let position = match peer.position(desired.key) {
+            Some(position) => position,
+            None => match self.add_tunnel(peer, desired.key, &desired.remote, now) {
+                Some(position) => position,
+                None => return self.drop(DropReason::NoEndpoint),
+            },
+        };
+        self.begin_handshake_on(peer, position, now, out);
+    }
+
+    /// Sends an initiation on one tunnel.
+    pub(super) fn begin_handshake_on(&mut self, peer: &mut Peer, position: usize, now: Instant, out: &mut Output) {
+        if peer.tunnels[position].is_attempting() {
+            return;
+        }
+        peer.path.begin();
+        let Some(room) = out.datagrams.room() else {
+            // The timer comes back to it.
+            return self.schedule(peer, now);
+        };
+        let due = peer.tunnels[position].initiate(now, room);
+        self.send_due(peer, position, due, now, out);
+        self.schedule(peer, now + Duration::from_secs(1));
+    }
+
+    /// Puts what a tunnel made into the output, addressed as its kind wants.
+    pub(super) fn send_due(&mut self, peer: &mut Peer, position: usize, due: Due, now: Instant, out: &mut Output) {
+        match due {
+            Due::Initiation(len) => {
+                let target = peer.path.next_target();
+                let (untried, jitter) = (peer.path.has_untried(), self.random.below(Duration::from_secs(1)));
+                let tunnel = &mut peer.tunnels[position];
+                tunnel.retry(now, untried, jitter);
+                if let Some(retry_at) = tunnel.poll_timeout() {
+                    self.schedule(peer, retry_at);
+                }
+                match target {
+                    Some(target) => out.datagrams.push_tight(len, target),
+                    None => self.drop(DropReason::NoEndpoint),
+                }
+            }
+            Due::Keepalive(len) => match peer.path.endpoint() {
+                Some(endpoint) => {
+                    peer.last_sent = now;
+                    out.datagrams.push_tight(len, endpoint);
+                }
+                None => self.drop(DropReason::NoEndpoint),
+            },
+            Due::Nothing | Due::GaveUp => {}
+        }
+    }
+
+    pub(super) fn handle_initiation(&mut self, from: SocketAddr, initiation: &[u8], now: Instant, out: &mut Output) {
+        let Some(room) = out.datagrams.room() else {
+            return self.drop(DropReason::SendFailed);
+        };
+        let (local_epoch, remote) = match self.gate.admit(from, initiation, now, &self.random, room) {
+            Admission::Admitted { local_epoch, remote } => (local_epoch, remote),
+            Admission::Cookie(len) => {
+                out.datagrams.push_tight(len, from);
+                self.stats.handshakes += 1;
+                self.stats.cookies_sent += 1;
+                return self.drop(DropReason::CookieDemanded);
+            }
+            Admission::Refused(reason) => return self.drop(reason),
+        };
+        self.stats.handshakes += 1;
+        let Some((id, remote_epoch)) = self.table.peer_of_key(&remote) else {
+            return self.drop(DropReason::UnknownPeer);
+        };
+        let Some(mut peer) = self.take_peer(id, now) else {
+            return self.drop(DropReason::UnknownPeer);
+        };
+        let psk = self.table.peer(id).map_or(0, |spec| self.psk_hash(spec));
+        let key = TunnelKey { local_epoch, remote_epoch, psk };
+        let known = peer.position(key);
+        let position = known.or_else(|| self.add_tunnel(&mut peer, key, &remote, now));
+        if let Some(position) = position {
+            let answered = self.answer(&mut peer, position, (from, initiation), now, out);
+            if let Err(reason) = answered {
+                self.drop(reason);
+                if known.is_none() {
+                    self.remove_tunnel(&mut peer, position);
+                }
+            }
+        }
+        self.put(peer);
+    }
+
+    /// Answers an initiation on the tunnel that it is for. Neither endpoint nor current session change by it.
+    fn answer(
+        &mut self,
+        peer: &mut Peer,
+        position: usize,
+        (from, initiation): (SocketAddr, &[u8]),
+        now: Instant,
+        out: &mut Output,
+    ) -> Result<(), DropReason> {
+        self.prepare(peer, position, true, now, out);
+        let room = out.datagrams.room().ok_or(DropReason::SendFailed)?;
+        let len = peer.tunnels[position].answer(initiation, now, room)?;
+        out.datagrams.push_tight(len, from);
+        debug!(lane = self.config.lane, peer = %peer.id, endpoint = %from, "initiation answered");
+        self.schedule(peer, now + Duration::from_secs(1));
+        Ok(())
+    }
+
+    /// Lets a tunnel do what it has to before a handshake message; at most a few datagrams.
+    fn prepare(&mut self, peer: &mut Peer, position: usize, answering: bool, now: Instant, out: &mut Output) {
+        for _ in 0..3 {
+            let Some(room) = out.datagrams.room() else { return };
+            let due = peer.tunnels[position].before_handshake(now, answering, room);
+            if due == Due::Nothing {
+                return;
+            }
+            self.send_due(peer, position, due, now, out);
+        }
+    }
+
+    pub(super) fn handle_response(&mut self, from: SocketAddr, response: &[u8], now: Instant, out: &mut Output) {
+        let Some((mut peer, position)) = self.take_receiver(receiver_of(response, 8), now) else {
+            return self.drop(DropReason::UnknownIndex);
+        };
+        self.prepare(&mut peer, position, false, now, out);
+        let finished = match out.datagrams.room() {
+            Some(room) => peer.tunnels[position].finish(response, now, room),
+            None => Err(DropReason::SendFailed),
+        };
+        match finished {
+            Ok(len) => {
+                // Only the peer can have answered an initiation of ours: this address is proved.
+                if let Some(before) = peer.path.prove(from) {
+                    let lane = self.config.lane;
+                    self.report(Event::EndpointMoved { lane, peer: peer.id, from: before, to: from });
+                }
+                peer.last_sent = now;
+                out.datagrams.push_tight(len, from);
+                self.session_confirmed(&mut peer, now, out);
+            }
+            Err(reason) => self.drop(reason),
+        }
+        self.put(peer);
+    }
+
+    pub(super) fn handle_cookie(&mut self, reply: &[u8], now: Instant, out: &mut Output) {
+        let Some((mut peer, position)) = self.take_receiver(receiver_of(reply, 4), now) else {
+            return self.drop(DropReason::UnknownIndex);
+        };
+        if let Some(room) = out.datagrams.room() {
+            let tunnel = &mut peer.tunnels[position];
+            match tunnel.handle_cookie(reply, now, room) {
+                Ok(true) => {
+                    let due = tunnel.initiate(now, room);
+                    // The address that sent the cookie is the one that was tried last.
+                    peer.path.try_again();
+                    self.send_due(&mut peer, position, due, now, out);
+                }
+                Ok(false) => {}
+                Err(reason) => self.drop(reason),
+            }
+        }
+        self.put(peer);
+    }
+
+    /// The peer and tunnel that a receiver index names, taken out to be put back.
+    fn take_receiver(&mut self, receiver: u32, now: Instant) -> Option<(Box<Peer>, usize)> {
+        let id = self.indices.peer(receiver >> 8)?;
+        let peer = self.take_peer(id, now)?;
+        match peer.tunnels.iter().position(|tunnel| tunnel.index == receiver >> 8) {
+            Some(position) => Some((peer, position)),
+            None => {
+                self.put(peer);
+                None
+            }
+        }
+    }
+
+    /// A session was confirmed: tells control what is new and sends what waited for it.
+    pub(super) fn session_confirmed(&mut self, peer: &mut Peer, now: Instant, out: &mut Output) {
+        let lane = self.config.lane;
+        if !peer.up {
+            peer.up = true;
+            self.report(Event::PeerUp { lane, peer: peer.id, endpoint: peer.path.endpoint() });
+        }
+        for tunnel in &mut peer.tunnels {
+            if tunnel.take_confirmation() {
+                let TunnelKey { local_epoch, remote_epoch, .. } = tunnel.key;
+                let event = Event::TunnelConfirmed { lane, peer: peer.id, local_epoch, remote_epoch };
+                if self.events.len() < super::MAX_EVENTS {
+                    self.events.push_back(event);
+                }
+            }
+        }
+        self.flush(peer, now, out);
+        self.schedule(peer, now + Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,135 @@
+//! A datagram from the network: what it is, whose it is, may it come in.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Lane, MAX_CONTROL_DATAGRAM, Output};
+use crate::{
+    clock::Instant,
+    command::Event,
+    drop_reason::DropReason,
+    packet::{
+        header::{Header, TCP, is_martian_source},
+        mss,
+    },
+    peer::tunnel::{COOKIE, DATA, INITIATION, Opened, RESPONSE},
+    table::{Owner, PeerId, Table},
+};
+
+/// What STUN messages have in their second word (RFC 8489, section 5). The first byte of a STUN answer is 1, as in a
+/// handshake initiation; this tells them apart.
+const STUN_MAGIC: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
+
+impl Lane {
+    /// Takes a datagram that arrived from `from`, which may be forged.
+    pub fn handle_datagram(&mut self, from: SocketAddr, datagram: &[u8], now: Instant, out: &mut Output) {
+        let &[kind, a, b, c, ..] = datagram else {
+            return self.drop(DropReason::MalformedDatagram);
+        };
+        if !(1..=4).contains(&kind) || datagram.get(4..8) == Some(&STUN_MAGIC) && [a, b, c] != [0; 3] {
+            return self.pass_to_control(from, datagram, now);
+        }
+        if [a, b, c] != [0; 3] {
+            return self.drop(DropReason::MalformedDatagram);
+        }
+        match (kind, datagram.len()) {
+            (kind, len) if kind == DATA.0 && len >= DATA.1 => self.handle_data(from, datagram, now, out),
+            INITIATION => self.handle_initiation(from, datagram, now, out),
+            RESPONSE => self.handle_response(from, datagram, now, out),
+            COOKIE => self.handle_cookie(datagram, now, out),
+            _ => self.drop(DropReason::MalformedDatagram),
+        }
+    }
+
+    /// A datagram that is not WireGuard's becomes an event.
+    fn pass_to_control(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) {
+        if datagram.len() > MAX_CONTROL_DATAGRAM {
+            return self.drop(DropReason::MalformedDatagram);
+        }
+        if !self.control.take(now) {
+            return self.drop(DropReason::EventQueueFull);
+        }
+        self.report(Event::Datagram { lane: self.config.lane, from, bytes: datagram.to_vec() });
+    }
+
+    /// Opens a data message and lets the packet in if it may come from this peer.
+    fn handle_data(&mut self, from: SocketAddr, datagram: &[u8], now: Instant, out: &mut Output) {
+        let receiver = receiver_of(datagram, 4);
+        let Some(id) = self.indices.peer(receiver >> 8) else {
+            return self.drop(DropReason::UnknownIndex);
+        };
+        let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) else {
+            return self.drop(DropReason::UnknownIndex);
+        };
+        let Some(tunnel) = peer.tunnels.iter_mut().find(|tunnel| tunnel.index == receiver >> 8) else {
+            return self.drop(DropReason::UnknownIndex);
+        };
+        let Some(room) = out.packets.room().filter(|room| room.len() >= datagram.len()) else {
+            return self.drop(DropReason::QueueRefused);
+        };
+        let had_session = tunnel.can_send(now);
+        let opened = match tunnel.open(datagram, now, room) {
+            Ok(opened) => opened,
+            Err(reason) => return self.drop(reason),
+        };
+        let news = !had_session || !peer.up || tunnel.is_newly_confirmed();
+        let moved = peer.path.prove(from);
+        let passed = match opened {
+            Opened::Packet(len) => check(&self.table, id, &mut room[..len]).map(|()| Some(len)),
+            Opened::Keepalive => Ok(None),
+            Opened::Malformed => Err(DropReason::MalformedInner),
+        };
+        match passed {
+            Ok(Some(len)) => {
+                peer.traffic.count_rx(len);
+                self.stats.traffic.count_rx(len);
+                out.packets.push(len, ());
+            }
+            Ok(None) => {}
+            Err(reason) => {
+                peer.refused_packets += 1;
+                self.stats.drops.add(reason);
+            }
+        }
+        if let Some(before) = moved {
+            self.report(Event::EndpointMoved { lane: self.config.lane, peer: id, from: before, to: from });
+        }
+        if news && let Some(mut peer) = self.take_peer(id, now) {
+            self.session_confirmed(&mut peer, now, out);
+            self.put(peer);
+        }
+    }
+}
+
+/// The receiver index at `at`.
+pub(super) fn receiver_of(datagram: &[u8], at: usize) -> u32 {
+    match datagram.get(at..at + 4) {
+        Some(&[a, b, c, d]) => u32::from_le_bytes([a, b, c, d]),
+        _ => 0,
+    }
+}
+
+/// Decides whether an authentic packet of a peer may come in; cuts TCP's segment size to our MTU.
+fn check(table: &Table, peer: PeerId, packet: &mut [u8]) -> Result<(), DropReason> {
+    let header = Header::parse(packet).ok_or(DropReason::MalformedInner)?;
+    if is_martian_source(header.source) {
+        return Err(DropReason::MartianSource);
+    }
+    match table.owner(header.source) {
+        Some(Owner::Peer(owner)) if owner == peer => {}
+        Some(Owner::Own) => return Err(DropReason::OwnSource),
+        _ => return Err(DropReason::WrongSource),
+    }
+    if !is_ours(table, header.destination) {
+        return Err(DropReason::ForeignDestination);
+    }
+    if header.protocol == TCP {
+        mss::clamp(packet, &header, table.inner_mtu());
+    }
+    Ok(())
+}
+
+/// True for destinations that packets may have when they come out of a tunnel.
+fn is_ours(table: &Table, destination: IpAddr) -> bool {
+    // Multicast, loopback and the like are refused as destinations just as they are as sources.
+    !is_martian_source(destination) && (!table.checks_own() || table.owner(destination) == Some(Owner::Own))
+}

@@ -1,0 +1,154 @@
+//! A packet from the TUN: whose it is, may it go, seal it or let it wait.
+
+use super::{Lane, Output};
+use crate::{
+    clock::Instant,
+    drop_reason::DropReason,
+    packet::{
+        header::{Header, TCP, is_unroutable_destination},
+        icmp::{self, Problem},
+        mss,
+    },
+    peer::{Peer, tunnel::Sealed},
+    table::{Owner, PeerId},
+};
+
+impl Lane {
+    /// Takes a packet that a local sender wants carried: the first `len` bytes of `buffer`. The bytes behind it, up to
+    /// the next multiple of 16, are overwritten with padding; without them the packet goes unpadded.
+    pub fn handle_packet(&mut self, buffer: &mut [u8], len: usize, now: Instant, out: &mut Output) {
+        let Some((packet, header)) = parse(buffer, len) else {
+            return self.drop(DropReason::MalformedPacket);
+        };
+        let peer = match self.route(packet, &header, now, out) {
+            Ok(peer) => peer,
+            Err(reason) => return self.drop(reason),
+        };
+        if header.protocol == TCP {
+            mss::clamp(packet, &header, self.table.inner_mtu());
+        }
+        let padded = pad(buffer, header.len, self.table.inner_mtu());
+        self.send(peer, &header, padded, now, out);
+    }
+
+    /// Finds the peer that a packet is for, or why it is for nobody; tells the sender if that helps.
+    fn route(&mut self, packet: &[u8], header: &Header, now: Instant, out: &mut Output) -> Result<PeerId, DropReason> {
+        if is_unroutable_destination(header.destination) {
+            return Err(DropReason::UnroutableDestination);
+        }
+        if self.config.lanes > 1 && self.flow.lane(header, packet, self.config.lanes) != self.config.lane {
+            self.stats.strayed_packets += 1;
+        }
+        if self.table.checks_own() && self.table.owner(header.source) != Some(Owner::Own) {
+            return Err(DropReason::ForeignSource);
+        }
+        let Some(Owner::Peer(peer)) = self.table.owner(header.destination) else {
+            self.answer_sender(Problem::Unreachable, packet, header, now, out);
+            return Err(DropReason::NoRoute);
+        };
+        let mtu = self.table.inner_mtu();
+        if header.len > usize::from(mtu) && header.dont_fragment {
+            self.answer_sender(Problem::TooBig(mtu), packet, header, now, out);
+            return Err(DropReason::PacketTooBig);
+        }
+        Ok(peer)
+    }
+
+    /// Seals a packet for `id`, or keeps it until there is a session.
+    fn send(&mut self, id: PeerId, header: &Header, padded: &[u8], now: Instant, out: &mut Output) {
+        if let Some(Some(peer)) = self.peers.get_mut(id.0 as usize)
+            && !peer.is_waiting()
+            && let Some(sending) = peer.sending(now)
+        {
+            match seal(peer, sending, (padded, header.len), now, out) {
+                Ok(()) => self.stats.traffic.count_tx(header.len),
+                Err(reason) => self.drop(reason),
+            }
+            return;
+        }
+        let Some(mut peer) = self.take_peer(id, now) else {
+            return self.drop(DropReason::NoRoute);
+        };
+        if peer.path.endpoint().is_none() {
+            self.answer_sender(Problem::Unreachable, padded, header, now, out);
+            self.drop(DropReason::NoEndpoint);
+        } else {
+            if !peer.wait(padded) {
+                self.drop(DropReason::QueueFull);
+            }
+            if peer.sending(now).is_some() {
+                self.flush(&mut peer, now, out);
+            } else if !peer.is_attempting() {
+                self.begin_handshake(&mut peer, now, out);
+            }
+        }
+        self.put(peer);
+    }
+
+    /// Seals packets that waited, as long as there is room; the rest comes with the next timer.
+    pub(super) fn flush(&mut self, peer: &mut Peer, now: Instant, out: &mut Output) {
+        let Some(sending) = peer.sending(now) else { return };
+        while let Some(room) = out.datagrams.room()
+            && let Some(endpoint) = peer.path.endpoint()
+            && let Some(len) = peer.tunnels[sending].next_kept(room)
+        {
+            out.datagrams.push_tight(len, endpoint);
+        }
+        while peer.is_waiting() {
+            if out.is_nearly_full() {
+                self.schedule(peer, now);
+                return;
+            }
+            let Some(padded) = peer.next_waiting() else { break };
+            let len = Header::parse(&padded).map_or(padded.len(), |header| header.len);
+            match seal(peer, sending, (&padded, len), now, out) {
+                Ok(()) => self.stats.traffic.count_tx(len),
+                Err(reason) => self.drop(reason),
+            }
+        }
+    }
+
+    /// Writes an ICMP error back into the TUN, as often as the allowance permits.
+    fn answer_sender(&mut self, problem: Problem, packet: &[u8], header: &Header, now: Instant, out: &mut Output) {
+        if let Some(room) = out.packets.room()
+            && self.icmp.take(now)
+            && let Some(len) = icmp::write(problem, packet, header, room)
+        {
+            out.packets.push(len, ());
+        }
+    }
+}
+
+/// The packet without what lies behind it, and its header.
+fn parse(buffer: &mut [u8], len: usize) -> Option<(&mut [u8], Header)> {
+    let packet = buffer.get_mut(..len)?;
+    let header = Header::parse(packet)?;
+    Some((packet.get_mut(..header.len)?, header))
+}
+
+/// Extends a packet by zeros to a multiple of 16, but not beyond the MTU (whitepaper, section 5.4.6).
+fn pad(buffer: &mut [u8], len: usize, mtu: u16) -> &[u8] {
+    let most = len.max(usize::from(mtu)).min(buffer.len());
+    let padded = len.next_multiple_of(16).min(most);
+    buffer[len..padded].fill(0);
+    &buffer[..padded]
+}
+
+/// Seals one packet on a tunnel of the peer that can send.
+fn seal(
+    peer: &mut Peer,
+    sending: usize,
+    (padded, len): (&[u8], usize),
+    now: Instant,
+    out: &mut Output,
+) -> Result<(), DropReason> {
+    let endpoint = peer.path.endpoint().ok_or(DropReason::NoEndpoint)?;
+    let room = out.datagrams.room().ok_or(DropReason::SendFailed)?;
+    match peer.tunnels[sending].seal(padded, now, room) {
+        Sealed::Data(len) | Sealed::Initiation(len) => out.datagrams.push_tight(len, endpoint),
+        Sealed::Kept => {}
+    }
+    peer.last_sent = now;
+    peer.traffic.count_tx(len);
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! A new table arrives: what stays, what goes, what is opened anew.
+
+use std::sync::Arc;
+
+use tracing::info;
+
+use super::Lane;
+use crate::{
+    clock::Instant,
+    key::PublicKey,
+    peer::{
+        Desired, Peer,
+        path::Path,
+        tunnel::{Order, Tunnel, TunnelKey},
+    },
+    table::{PeerId, PeerSpec, Table},
+};
+
+/// Tunnels a peer may have: two of our keys times three of its own, and two on keys that are no longer in the table.
+const MAX_TUNNELS: usize = 8;
+
+impl Lane {
+    /// Uses `table` from now on.
+    ///
+    /// Peers that are gone lose their tunnels and keys before this returns. Tunnels of the others stay as they are; where
+    /// newer keys appeared, another one is opened beside them within the table's spread.
+    pub fn set_table(&mut self, table: Arc<Table>, now: Instant) {
+        self.gate.set_keys(&table);
+        self.table = Arc::clone(&table);
+        for position in 0..self.peers.len() {
+            let Some(mut peer) = self.peers[position].take() else { continue };
+            match table.peer(peer.id) {
+                Some(spec) => {
+                    self.update_peer(&mut peer, spec, now);
+                    self.put(peer);
+                }
+                None => self.remove_peer(*peer),
+            }
+        }
+        // Peers that want a session kept up get one without waiting for a packet.
+        for spec in table.peers() {
+            if spec.keepalive.is_none() || spec.endpoints.is_empty() {
+                continue;
+            }
+            let Some(mut peer) = self.take_peer(spec.id, now) else { continue };
+            if peer.tunnels.is_empty() && peer.open_at.is_none() {
+                peer.open_at = Some(now);
+                self.schedule(&mut peer, now);
+            }
+            self.put(peer);
+        }
+    }
+
+    /// State for a peer of the table that was not talked to yet.
+    pub(super) fn make_peer(&self, id: PeerId, now: Instant) -> Option<Box<Peer>> {
+        let spec = self.table.peer(id)?;
+        let desired = self.desired(spec)?;
+        let mut peer = Peer::new(id, desired, Path::new(&spec.endpoints), now);
+        peer.keepalive = spec.keepalive;
+        Some(Box::new(peer))
+    }
+
+    fn update_peer(&mut self, peer: &mut Peer, spec: &PeerSpec, now: Instant) {
+        peer.path.set_candidates(&spec.endpoints);
+        peer.keepalive = spec.keepalive;
+        let Some(desired) = self.desired(spec) else { return };
+        if peer.desired == desired {
+            return;
+        }
+        peer.desired = desired;
+        for tunnel in &mut peer.tunnels {
+            if !is_in_table(&self.table, spec, tunnel.key) {
+                tunnel.cancel_attempt();
+            }
+        }
+        let has_it = peer.position(desired.key).is_some_and(|n| peer.tunnels[n].can_send(now));
+        if has_it || peer.tunnels.is_empty() {
+            peer.open_at = None;
+            return;
+        }
+        // With a session that works there is no hurry; without one, packets wait for it.
+        let works = peer.sending(now).is_some();
+        let delay = if works { self.random.below(self.table.rotation_spread()) } else { Default::default() };
+        peer.open_at = Some(now + delay);
+        self.schedule(peer, now + delay);
+    }
+
+    /// Drops all that belongs to a peer, keys first.
+    fn remove_peer(&mut self, mut peer: Peer) {
+        for tunnel in peer.tunnels.drain(..) {
+            self.indices.give_back(tunnel.index);
+        }
+        let waiting = peer.forget_waiting();
+        self.count_drop(crate::DropReason::NoRoute, waiting as u64);
+        info!(lane = self.config.lane, peer = %peer.id, "peer removed, tunnels dropped");
+    }
+
+    /// The newest keys of both ends.
+    fn desired(&self, spec: &PeerSpec) -> Option<Desired> {
+        let (local, remote) = (self.table.local_keys().first()?, spec.keys.first()?);
+        let key = TunnelKey { local_epoch: local.epoch, remote_epoch: remote.epoch, psk: self.psk_hash(spec) };
+        Some(Desired { key, remote: remote.public })
+    }
+
+    pub(super) fn psk_hash(&self, spec: &PeerSpec) -> u64 {
+        spec.preshared_key.as_ref().map_or(0, |psk| self.random.hash(psk.expose()) | 1)
+    }
+
+    /// Adds a tunnel for `key` to the peer; its position. `None` if our key is gone or there are too many tunnels.
+    pub(super) fn add_tunnel(
+        &mut self,
+        peer: &mut Peer,
+        key: TunnelKey,
+        remote: &PublicKey,
+        now: Instant,
+    ) -> Option<usize> {
+        if peer.tunnels.len() >= MAX_TUNNELS {
+            let sending = peer.sending(now);
+            let (worst, _) = peer
+                .tunnels
+                .iter()
+                .enumerate()
+                .filter(|(n, _)| Some(*n) != sending)
+                .min_by_key(|(_, tunnel)| tunnel.order)?;
+            let gone = peer.tunnels.swap_remove(worst);
+            self.indices.give_back(gone.index);
+        }
+        let spec = self.table.peer(peer.id)?;
+        let identity = self.gate.identity(key.local_epoch)?;
+        let index = self.indices.take(peer.id, &mut self.random)?;
+        self.generation += 1;
+        // Both ends compare the same two keys and so prefer the same one of two crossed rotations.
+        let own_is_lower = self.table.local_publics().first() < spec.keys.first().map(|key| &key.public);
+        let order = Order {
+            sum: key.local_epoch.saturating_add(key.remote_epoch),
+            tie: if own_is_lower { key.local_epoch } else { key.remote_epoch },
+            generation: self.generation,
+        };
+        let psk = spec.preshared_key.as_ref();
+        peer.tunnels.push(Tunnel::new((key, order), identity, remote, psk, index, now));
+        Some(peer.tunnels.len() - 1)
+    }
+
+    /// Drops one tunnel of a peer.
+    pub(super) fn remove_tunnel(&mut self, peer: &mut Peer, position: usize) {
+        let tunnel = peer.tunnels.swap_remove(position);
+        self.indices.give_back(tunnel.index);
+    }
+}
+
+/// True if both keys of the tunnel are still in use.
+fn is_in_table(table: &Table, spec: &PeerSpec, key: TunnelKey) -> bool {
+    table.local_key(key.local_epoch).is_some() && spec.keys.iter().any(|remote| remote.epoch == key.remote_epoch)
+}

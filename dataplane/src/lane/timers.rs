@@ -1,0 +1,167 @@
+//! Timers: one entry in the wheel for each peer that has something to wait for.
+
+use std::time::Duration;
+
+use tracing::debug;
+
+use super::{Lane, Output};
+use crate::{
+    clock::Instant,
+    command::Event,
+    drop_reason::DropReason,
+    peer::{
+        Peer,
+        tunnel::{Due, Sealed},
+    },
+};
+
+/// How often the timers of a peer with tunnels run.
+const PULSE: Duration = Duration::from_secs(1);
+/// A tunnel on new keys that could not be opened is tried again after this time and a random part of the spread.
+const REOPEN: Duration = Duration::from_secs(30);
+/// Peers a call serves, so that packets get their turn.
+const BUDGET: usize = 64;
+
+impl Lane {
+    /// Runs the timers that are due at `now`. Calling early is harmless; call again while
+    /// [`poll_timeout`](Self::poll_timeout) is due.
+    pub fn handle_timeout(&mut self, now: Instant, out: &mut Output) {
+        for _ in 0..BUDGET {
+            if out.is_nearly_full() {
+                return;
+            }
+            let Some((id, tick)) = self.wheel.pop(now) else { return };
+            let Some(slot) = self.peers.get_mut(id.0 as usize) else { continue };
+            let Some(mut peer) = slot.take() else { continue };
+            // Not the entry it waits for: it was scheduled anew since.
+            if peer.scheduled == Some(tick) {
+                peer.scheduled = None;
+                self.handle_peer_timeout(&mut peer, now, out);
+            }
+            self.put(peer);
+        }
+    }
+
+    /// Makes the timers of a peer run at `at`, or earlier if that is planned already.
+    pub(super) fn schedule(&mut self, peer: &mut Peer, at: Instant) {
+        let tick = self.wheel.tick(at);
+        if peer.scheduled.is_some_and(|scheduled| scheduled <= tick) {
+            return;
+        }
+        peer.scheduled = Some(self.wheel.schedule(peer.id, at));
+    }
+
+    fn handle_peer_timeout(&mut self, peer: &mut Peer, now: Instant, out: &mut Output) {
+        let sending = peer.sending(now);
+        let mut gave_up = false;
+        for position in 0..peer.tunnels.len() {
+            let Some(room) = out.datagrams.room() else { break };
+            let usable = sending == Some(position) && self.may_rekey(peer, position);
+            let due = peer.tunnels[position].handle_timeout(now, usable, room);
+            gave_up |= due == Due::GaveUp;
+            self.send_due(peer, position, due, now, out);
+        }
+        if gave_up {
+            self.handle_failure(peer, now);
+        }
+        self.flush(peer, now, out);
+        self.open_planned(peer, now, out);
+        self.keep_alive(peer, now, out);
+        self.retire(peer, now);
+        self.drop_if_idle(peer, now);
+        if let Some(at) = next_timeout(peer, now) {
+            self.schedule(peer, at);
+        }
+    }
+
+    /// True unless the keys of the tunnel are no longer in the table: then it serves until it is over.
+    fn may_rekey(&self, peer: &Peer, position: usize) -> bool {
+        let key = peer.tunnels[position].key;
+        let remote = self
+            .table
+            .peer(peer.id)
+            .is_some_and(|spec| spec.keys.iter().any(|remote| remote.epoch == key.remote_epoch));
+        remote && key.psk == peer.desired.key.psk && self.table.local_key(key.local_epoch).is_some()
+    }
+
+    /// A handshake was given up.
+    fn handle_failure(&mut self, peer: &mut Peer, now: Instant) {
+        if peer.sending(now).is_some() {
+            peer.open_at = Some(now + REOPEN + self.random.below(self.table.rotation_spread()));
+            return;
+        }
+        let dropped = peer.forget_waiting();
+        self.count_drop(DropReason::HandshakeTimeout, dropped as u64);
+        self.report(Event::HandshakeFailed { lane: self.config.lane, peer: peer.id });
+    }
+
+    /// Opens a tunnel on the newest keys if that is due, and a new session if one has carried enough messages.
+    fn open_planned(&mut self, peer: &mut Peer, now: Instant, out: &mut Output) {
+        if peer.open_at.is_some_and(|at| at <= now) {
+            peer.open_at = None;
+            let works = peer.position(peer.desired.key).is_some_and(|n| peer.tunnels[n].can_send(now));
+            if !works {
+                self.begin_handshake(peer, now, out);
+            }
+        }
+        if let Some(sending) = peer.sending(now)
+            && peer.tunnels[sending].wants_rekey()
+        {
+            self.begin_handshake_on(peer, sending, now, out);
+        }
+        if peer.is_waiting() && peer.sending(now).is_none() && !peer.is_attempting() {
+            self.begin_handshake(peer, now, out);
+        }
+    }
+
+    /// Sends an empty packet where the table wants the path kept open.
+    fn keep_alive(&mut self, peer: &mut Peer, now: Instant, out: &mut Output) {
+        let Some(pause) = peer.keepalive else { return };
+        if now.since(peer.last_sent) < pause {
+            return;
+        }
+        peer.last_sent = now;
+        match (peer.sending(now), peer.path.endpoint(), out.datagrams.room()) {
+            (Some(sending), Some(endpoint), Some(room)) => {
+                if let Sealed::Data(len) = peer.tunnels[sending].seal(&[], now, room) {
+                    out.datagrams.push_tight(len, endpoint);
+                }
+            }
+            (None, Some(_), Some(_)) if !peer.is_attempting() => self.begin_handshake(peer, now, out),
+            _ => {}
+        }
+    }
+
+    /// Drops tunnels on older keys that nobody uses any more.
+    fn retire(&mut self, peer: &mut Peer, now: Instant) {
+        for tunnel in peer.retire(now) {
+            self.indices.give_back(tunnel.index);
+            let (local_epoch, remote_epoch) = (tunnel.key.local_epoch, tunnel.key.remote_epoch);
+            let lane = self.config.lane;
+            self.report(Event::TunnelRetired { lane, peer: peer.id, local_epoch, remote_epoch });
+        }
+    }
+
+    /// Drops all tunnels of a peer that has no session left and works on none.
+    fn drop_if_idle(&mut self, peer: &mut Peer, now: Instant) {
+        if peer.up && peer.sending(now).is_none() {
+            peer.up = false;
+            self.report(Event::PeerIdle { lane: self.config.lane, peer: peer.id });
+        }
+        if peer.tunnels.is_empty() || peer.is_alive(now) || peer.is_waiting() {
+            return;
+        }
+        for tunnel in peer.tunnels.drain(..) {
+            self.indices.give_back(tunnel.index);
+        }
+        debug!(lane = self.config.lane, peer = %peer.id, "idle, tunnels dropped");
+    }
+}
+
+/// When the timers of a peer have to run again; never for one without tunnels or plans.
+fn next_timeout(peer: &Peer, now: Instant) -> Option<Instant> {
+    let pulse = (!peer.tunnels.is_empty()).then(|| now + PULSE);
+    let attempts = peer.tunnels.iter().filter_map(|tunnel| tunnel.poll_timeout());
+    let keepalive = peer.keepalive.map(|pause| peer.last_sent + pause);
+    attempts.chain(pulse).chain(peer.open_at).chain(keepalive).min()
+}

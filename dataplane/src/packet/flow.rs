@@ -1,0 +1,86 @@
+//! The symmetric flow hash: both directions of a flow, on both nodes, name the same lane.
+//!
+//! Each end of the flow (address, port) is mixed under the key by itself and the two results are added, so that
+//! direction does not matter and structured addresses do not collide. Only multiplications, shifts and additions of 64
+//! bits, so that a small steering program in the kernel can compute the same.
+
+use std::net::IpAddr;
+
+use super::header::Header;
+
+/// Hashes flows under a key of 16 bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct FlowHash {
+    first: u64,
+    second: u64,
+}
+
+impl FlowHash {
+    /// The same key on all nodes makes all of them agree.
+    pub fn new(key: [u8; 16]) -> Self {
+        let key = u128::from_le_bytes(key);
+        Self { first: key as u64, second: (key >> 64) as u64 }
+    }
+
+    /// Hash of the flow this packet belongs to: addresses and protocol, and the ports of TCP and UDP. Fragments hash
+    /// without ports, all of them and so the first too.
+    pub fn hash(&self, header: &Header, packet: &[u8]) -> u32 {
+        let (source, destination) = header.ports(packet).unwrap_or_default();
+        let ends = self.end(header.source, source).wrapping_add(self.end(header.destination, destination));
+        (mix(ends ^ u64::from(header.protocol) ^ self.second) >> 32) as u32
+    }
+
+    /// The lane, of `lanes`, that this packet's flow belongs to.
+    pub fn lane(&self, header: &Header, packet: &[u8], lanes: usize) -> usize {
+        self.hash(header, packet) as usize % lanes.max(1)
+    }
+
+    fn end(&self, address: IpAddr, port: u16) -> u64 {
+        let (high, low) = match address {
+            IpAddr::V4(v4) => (0, u64::from(v4.to_bits())),
+            IpAddr::V6(v6) => ((v6.to_bits() >> 64) as u64, v6.to_bits() as u64),
+        };
+        let high = mix(high ^ self.first);
+        mix(high.wrapping_add(low) ^ self.second ^ (u64::from(port) << 48))
+    }
+}
+
+/// The finalizer of SplitMix64: every input bit moves every output bit.
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::header::{Fragment, TCP};
+
+    fn header(source: IpAddr, destination: IpAddr, fragment: Fragment) -> Header {
+        Header { source, destination, len: 40, protocol: TCP, payload: 0, fragment, dont_fragment: true }
+    }
+
+    #[test]
+    fn both_directions_hash_alike_and_spread() {
+        let flow = FlowHash::new([9; 16]);
+        let mut lanes = [0; 4];
+        for n in 0..4_000u16 {
+            let [a, b] = n.to_be_bytes();
+            let (x, y) = (IpAddr::from([10, 1, a, b]), IpAddr::from([10, 2, a, b]));
+            let there = flow.lane(&header(x, y, Fragment::Whole), &[1, 2, a, b], 4);
+            let back = flow.lane(&header(y, x, Fragment::Whole), &[a, b, 1, 2], 4);
+            assert_eq!(there, back);
+            lanes[there] += 1;
+        }
+        assert!(lanes.iter().all(|count| (850..1150).contains(count)), "{lanes:?}");
+    }
+
+    #[test]
+    fn fragments_ignore_ports() {
+        let flow = FlowHash::new([9; 16]);
+        let (x, y) = (IpAddr::from([10, 1, 0, 1]), IpAddr::from([10, 2, 0, 1]));
+        let first = flow.hash(&header(x, y, Fragment::First), &[1, 2, 3, 4]);
+        assert_eq!(first, flow.hash(&header(x, y, Fragment::Later), &[5, 6, 7, 8]));
+    }
+}

@@ -1,0 +1,167 @@
+//! What a lane keeps of one peer it has talked to: tunnels, path, packets that wait, counters.
+
+pub(crate) mod handshake;
+pub(crate) mod index;
+pub(crate) mod path;
+pub(crate) mod tunnel;
+
+use std::{collections::VecDeque, time::Duration};
+
+use crate::{
+    clock::Instant,
+    command::{PeerSnapshot, Traffic, TunnelSnapshot},
+    key::PublicKey,
+    table::PeerId,
+};
+use path::Path;
+use tunnel::{Tunnel, TunnelKey};
+
+/// Packets and bytes that wait for a handshake with one peer; the newest are dropped beyond.
+const MAX_WAITING: usize = 64;
+const MAX_WAITING_BYTES: usize = 128 << 10;
+/// After a newer tunnel carried data, one on older keys is kept until it was idle for so long.
+pub(crate) const RETIRE_AFTER: Duration = Duration::from_secs(360);
+
+/// The tunnel that handshakes are to be begun on: the newest keys of both ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Desired {
+    pub(crate) key: TunnelKey,
+    pub(crate) remote: PublicKey,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) id: PeerId,
+    pub(crate) desired: Desired,
+    pub(crate) tunnels: Vec<Tunnel>,
+    pub(crate) path: Path,
+    pub(crate) traffic: Traffic,
+    pub(crate) refused_packets: u64,
+    pub(crate) keepalive: Option<Duration>,
+    /// When a tunnel on the newest keys is to be opened, if that is planned.
+    pub(crate) open_at: Option<Instant>,
+    pub(crate) last_sent: Instant,
+    /// Tick of the wheel at which its timers run next.
+    pub(crate) scheduled: Option<u64>,
+    /// True while it has had a working session without a pause.
+    pub(crate) up: bool,
+    waiting: VecDeque<Vec<u8>>,
+    waiting_bytes: usize,
+}
+
+impl Peer {
+    pub(crate) fn new(id: PeerId, desired: Desired, path: Path, now: Instant) -> Self {
+        Self {
+            id,
+            desired,
+            tunnels: Vec::new(),
+            path,
+            traffic: Traffic::default(),
+            refused_packets: 0,
+            keepalive: None,
+            open_at: None,
+            last_sent: now,
+            scheduled: None,
+            up: false,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+        }
+    }
+
+    /// Position of the tunnel to send on: the newest confirmed one whose session is alive.
+    pub(crate) fn sending(&self, now: Instant) -> Option<usize> {
+        let mut best: Option<usize> = None;
+        for (n, tunnel) in self.tunnels.iter().enumerate() {
+            if tunnel.can_send(now) && best.is_none_or(|b| tunnel.order > self.tunnels[b].order) {
+                best = Some(n);
+            }
+        }
+        best
+    }
+
+    /// Position of the tunnel with this key.
+    pub(crate) fn position(&self, key: TunnelKey) -> Option<usize> {
+        self.tunnels.iter().position(|tunnel| tunnel.key == key)
+    }
+
+    /// True while any handshake of ours is unanswered.
+    pub(crate) fn is_attempting(&self) -> bool {
+        self.tunnels.iter().any(Tunnel::is_attempting)
+    }
+
+    /// True while a tunnel has a session or works on one.
+    pub(crate) fn is_alive(&self, now: Instant) -> bool {
+        self.tunnels.iter().any(|tunnel| tunnel.is_alive(now))
+    }
+
+    /// Keeps a packet until there is a session; false if too many wait.
+    pub(crate) fn wait(&mut self, packet: &[u8]) -> bool {
+        if self.waiting.len() >= MAX_WAITING || self.waiting_bytes + packet.len() > MAX_WAITING_BYTES {
+            return false;
+        }
+        self.waiting_bytes += packet.len();
+        self.waiting.push_back(packet.to_vec());
+        true
+    }
+
+    /// The packet that waits longest.
+    pub(crate) fn next_waiting(&mut self) -> Option<Vec<u8>> {
+        let packet = self.waiting.pop_front()?;
+        self.waiting_bytes -= packet.len();
+        if self.waiting.is_empty() {
+            self.waiting = VecDeque::new();
+        }
+        Some(packet)
+    }
+
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Drops all that waits; says how many packets that were.
+    pub(crate) fn forget_waiting(&mut self) -> usize {
+        let count = self.waiting.len();
+        self.waiting = VecDeque::new();
+        self.waiting_bytes = 0;
+        count
+    }
+
+    /// Removes and returns tunnels that a newer one has made superfluous, and those that never came to life.
+    pub(crate) fn retire(&mut self, now: Instant) -> Vec<Tunnel> {
+        let Some(sending) = self.sending(now) else { return Vec::new() };
+        let newest = &self.tunnels[sending];
+        let (order, carried) = (newest.order, newest.last_data().is_some());
+        let superfluous = |tunnel: &mut Tunnel| {
+            if tunnel.order < order {
+                carried && tunnel.idle(now) >= RETIRE_AFTER
+            } else {
+                tunnel.order != order && !tunnel.is_alive(now)
+            }
+        };
+        self.tunnels.extract_if(.., superfluous).collect()
+    }
+
+    pub(crate) fn snapshot(&self, lane: usize, now: Instant) -> PeerSnapshot {
+        let sending = self.sending(now).map(|n| self.tunnels[n].index);
+        let mut ordered: Vec<&Tunnel> = self.tunnels.iter().collect();
+        ordered.sort_by_key(|tunnel| tunnel.order);
+        let tunnels = ordered.into_iter().map(|tunnel| TunnelSnapshot {
+            lane,
+            local_epoch: tunnel.key.local_epoch,
+            remote_epoch: tunnel.key.remote_epoch,
+            confirmed: tunnel.can_send(now),
+            sending: Some(tunnel.index) == sending,
+            established: tunnel.established().map(|at| now.since(at)),
+            last_data: tunnel.last_data().map(|at| now.since(at)),
+        });
+        PeerSnapshot {
+            id: self.id,
+            endpoint: self.path.endpoint(),
+            last_handshake: self.tunnels.iter().filter_map(Tunnel::established).max().map(|at| now.since(at)),
+            traffic: self.traffic,
+            refused_packets: self.refused_packets,
+            tunnels: tunnels.collect(),
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! From receiver index to peer: which tunnel a datagram is for.
+//!
+//! A receiver index has 32 bits. boringtun counts sessions in the low eight; of the upper 24, which are ours, the top
+//! three name the lane and the others are random, so that indices cannot be predicted and are not soon used again.
+
+use std::collections::HashMap;
+
+use crate::{
+    random::{IndexHash, Random},
+    table::PeerId,
+};
+
+/// Bits below the lane number.
+const RANDOM_BITS: u32 = 21;
+/// Tunnels a lane may have: a quarter of what 21 bits can tell apart keeps the search for a free one short.
+const MAX_TUNNELS: usize = 1 << 19;
+
+/// All indices of one lane.
+#[derive(Debug)]
+pub(crate) struct Indices {
+    lane: u32,
+    taken: HashMap<u32, PeerId, IndexHash>,
+}
+
+impl Indices {
+    pub(crate) fn new(lane: usize) -> Self {
+        Self { lane: lane as u32, taken: HashMap::default() }
+    }
+
+    /// A free index, of 24 bits, now taken by `peer`; `None` if the lane has too many tunnels.
+    pub(crate) fn take(&mut self, peer: PeerId, random: &mut Random) -> Option<u32> {
+        if self.taken.len() >= MAX_TUNNELS {
+            return None;
+        }
+        loop {
+            let low = random.next_u64() as u32 & ((1 << RANDOM_BITS) - 1);
+            let index = self.lane << RANDOM_BITS | low;
+            if let std::collections::hash_map::Entry::Vacant(free) = self.taken.entry(index) {
+                free.insert(peer);
+                return Some(index);
+            }
+        }
+    }
+
+    /// Whose tunnel has this index of 24 bits.
+    pub(crate) fn peer(&self, index: u32) -> Option<PeerId> {
+        self.taken.get(&index).copied()
+    }
+
+    pub(crate) fn give_back(&mut self, index: u32) {
+        self.taken.remove(&index);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.taken.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn indices_are_distinct_and_name_their_lane() {
+        let mut random = Random::new(&[3; 32]);
+        let mut indices = Indices::new(5);
+        for n in 0..10_000 {
+            let index = indices.take(PeerId(n), &mut random).unwrap();
+            assert_eq!(index >> RANDOM_BITS, 5);
+            assert_eq!(indices.peer(index), Some(PeerId(n)));
+        }
+        assert_eq!(indices.len(), 10_000);
+    }
+}

@@ -1,0 +1,104 @@
+//! Where a peer is reached: candidates from control, and the address its authenticated traffic comes from.
+//!
+//! A completed handshake is the probe of a candidate. The endpoint moves only to the source of something that only
+//! the peer can have made just now: a response to our initiation, or data.
+
+use std::net::SocketAddr;
+
+/// See the module.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Path {
+    candidates: Vec<SocketAddr>,
+    /// Proved by authenticated traffic.
+    proved: Option<SocketAddr>,
+    /// Initiations sent in this attempt.
+    tried: usize,
+}
+
+impl Path {
+    pub(crate) fn new(candidates: &[SocketAddr]) -> Self {
+        let mut path = Self::default();
+        path.set_candidates(candidates);
+        path
+    }
+
+    /// Takes the candidates of a new table. A proved endpoint stays: traffic says more than a record.
+    pub(crate) fn set_candidates(&mut self, candidates: &[SocketAddr]) {
+        if self.candidates != candidates {
+            self.candidates = candidates.to_vec();
+        }
+    }
+
+    /// Where data goes.
+    pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
+        self.proved.or_else(|| self.candidates.first().copied())
+    }
+
+    /// A new attempt begins with the best address again.
+    pub(crate) fn begin(&mut self) {
+        self.tried = 0;
+    }
+
+    /// Where the next initiation goes: the proved endpoint first, then one candidate after another, and round again.
+    pub(crate) fn next_target(&mut self) -> Option<SocketAddr> {
+        let choices = self.choices();
+        let n = self.tried % choices.max(1);
+        self.tried += 1;
+        let others = self.candidates.iter().copied().filter(|candidate| Some(*candidate) != self.proved);
+        self.proved.into_iter().chain(others).nth(n)
+    }
+
+    /// The next initiation goes where the last one went.
+    pub(crate) fn try_again(&mut self) {
+        self.tried = self.tried.saturating_sub(1);
+    }
+
+    /// True while an address has not been tried in this attempt: then the next try need not wait long.
+    pub(crate) fn has_untried(&self) -> bool {
+        self.tried < self.choices()
+    }
+
+    /// Authenticated traffic came from `from`; returns what was there before if that is another address.
+    pub(crate) fn prove(&mut self, from: SocketAddr) -> Option<Option<SocketAddr>> {
+        if self.proved == Some(from) {
+            return None;
+        }
+        let before = self.endpoint();
+        self.proved = Some(from);
+        (before != Some(from)).then_some(before)
+    }
+
+    fn choices(&self) -> usize {
+        let others = self.candidates.iter().filter(|candidate| Some(**candidate) != self.proved).count();
+        others + usize::from(self.proved.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(port: u16) -> SocketAddr {
+        ([192, 0, 2, 1], port).into()
+    }
+
+    #[test]
+    fn tries_the_proved_endpoint_then_each_candidate() {
+        let mut path = Path::new(&[address(1), address(2)]);
+        assert_eq!(path.prove(address(1)), None, "already the endpoint");
+        assert_eq!(path.prove(address(9)), Some(Some(address(1))));
+        path.begin();
+        let targets: Vec<_> = (0..4).map(|_| path.next_target()).collect();
+        assert_eq!(targets, [9, 1, 2, 9].map(|port| Some(address(port))));
+        assert!(!path.has_untried());
+    }
+
+    #[test]
+    fn new_candidates_do_not_move_a_proved_endpoint() {
+        let mut path = Path::new(&[]);
+        assert_eq!(path.next_target(), None);
+        path.prove(address(5));
+        path.set_candidates(&[address(6)]);
+        assert_eq!(path.endpoint(), Some(address(5)));
+    }
+}

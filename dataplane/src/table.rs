@@ -1,0 +1,313 @@
+//! Peers, keys and allowed IPs as one immutable value.
+//!
+//! Control builds a [`Table`] whenever anything changed and hands it to all lanes whole. A lane compares it with what it
+//! has: tunnels of peers that stay are left alone, those of peers that are gone are dropped.
+
+pub mod prefix;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+
+use crate::key::{PresharedKey, PublicKey, SecretKey};
+use prefix::PrefixMap;
+
+/// Number of a peer: small, chosen by control, stable as long as the peer is the same.
+///
+/// Lanes index arrays by it: at most [`PeerId::MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerId(pub u32);
+
+impl PeerId {
+    /// Largest number a peer may have: with 8 bytes a peer, a lane's array stays under 8 MiB.
+    pub const MAX: PeerId = PeerId(1_000_000);
+}
+
+impl fmt::Display for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One of our static keys.
+#[derive(Debug, Clone)]
+pub struct LocalKey {
+    /// Counts our keys; the newest has the highest.
+    pub epoch: u64,
+    /// The secret.
+    pub secret: SecretKey,
+}
+
+/// One of a peer's static keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RemoteKey {
+    /// Counts the peer's keys.
+    pub epoch: u64,
+    /// The key.
+    pub public: PublicKey,
+}
+
+/// All that the data plane knows of one peer.
+#[derive(Debug, Clone)]
+pub struct PeerSpec {
+    /// Its number.
+    pub id: PeerId,
+    /// Its keys: the first is the one we initiate to; all are accepted when it initiates.
+    pub keys: Vec<RemoteKey>,
+    /// Secret shared with it, mixed into each handshake.
+    pub preshared_key: Option<PresharedKey>,
+    /// Inner prefixes sent to it and accepted from it. Host bits are ignored.
+    pub allowed_ips: Vec<IpNet>,
+    /// Where it may be reached, best first. May be empty: then only the peer can begin.
+    pub endpoints: Vec<SocketAddr>,
+    /// Keep a session up and send an empty packet whenever nothing was sent for so long.
+    pub keepalive: Option<Duration>,
+}
+
+/// What a [`Table`] is made of.
+#[derive(Debug, Clone)]
+pub struct TableSpec {
+    /// Our keys, newest first. We initiate with the first; all answer handshakes.
+    pub local_keys: Vec<LocalKey>,
+    /// All peers.
+    pub peers: Vec<PeerSpec>,
+    /// Our own inner prefixes. Packets from outside must go to them and never come from them; packets we send must come
+    /// from them. Empty: neither is checked.
+    pub own_prefixes: Vec<IpNet>,
+    /// Largest inner packet in bytes. Larger ones are answered with "packet too big"; TCP is clamped to it.
+    pub inner_mtu: u16,
+    /// Over which time tunnels on new keys are opened, at random, so that not all begin at once.
+    pub rotation_spread: Duration,
+}
+
+impl Default for TableSpec {
+    /// No keys, no peers; an inner MTU of 1420 and a spread of two minutes.
+    fn default() -> Self {
+        Self {
+            local_keys: Vec::new(),
+            peers: Vec::new(),
+            own_prefixes: Vec::new(),
+            inner_mtu: 1420,
+            rotation_spread: Duration::from_secs(120),
+        }
+    }
+}
+
+/// Why a table was refused. All are mistakes of control; the old table stays in use.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TableError {
+    /// A table needs a key to talk with.
+    #[error("no local key")]
+    NoLocalKey,
+    /// Two local keys have one epoch, or they are not newest first.
+    #[error("local keys are not in order of falling epochs at epoch {epoch}")]
+    LocalKeyOrder {
+        /// Where the order breaks.
+        epoch: u64,
+    },
+    /// The number is above [`PeerId::MAX`].
+    #[error("peer number {0} is too large")]
+    PeerIdTooLarge(PeerId),
+    /// Two peers have one number.
+    #[error("peer number {0} is used twice")]
+    PeerIdTwice(PeerId),
+    /// A peer has no key.
+    #[error("peer {0} has no key")]
+    NoRemoteKey(PeerId),
+    /// A key belongs to two peers, or to us and a peer, or to one peer twice.
+    #[error("{key:?} of peer {peer} has another holder")]
+    KeyTwice {
+        /// The key.
+        key: PublicKey,
+        /// Its second holder.
+        peer: PeerId,
+    },
+    /// A key with which every shared secret is zero.
+    #[error("{key:?} of peer {peer} is of low order")]
+    LowOrderKey {
+        /// The key.
+        key: PublicKey,
+        /// Who has it.
+        peer: PeerId,
+    },
+    /// Two holders of exactly one prefix.
+    #[error("{prefix} of {second} is already held by {first}")]
+    PrefixTwice {
+        /// The prefix.
+        prefix: IpNet,
+        /// Who has it.
+        first: Owner,
+        /// Who wants it too.
+        second: Owner,
+    },
+    /// Nothing can be sent to such an address.
+    #[error("endpoint {endpoint} of peer {peer} is an unspecified, multicast or zero-port address")]
+    BadEndpoint {
+        /// The endpoint.
+        endpoint: SocketAddr,
+        /// Whose it is.
+        peer: PeerId,
+    },
+    /// Below what IPv4 and IPv6 need.
+    #[error("inner MTU {0} is outside 1280..=65000")]
+    BadMtu(u16),
+}
+
+/// Whose an inner address is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// Ours.
+    Own,
+    /// A peer's.
+    Peer(PeerId),
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Owner::Own => f.write_str("ourselves"),
+            Owner::Peer(id) => write!(f, "peer {id}"),
+        }
+    }
+}
+
+/// Peers, keys and allowed IPs: checked, immutable, shared by all lanes.
+#[derive(Debug)]
+pub struct Table {
+    spec: TableSpec,
+    by_id: HashMap<PeerId, usize>,
+    by_key: HashMap<PublicKey, (PeerId, u64)>,
+    local_publics: Vec<PublicKey>,
+    prefixes: PrefixMap,
+}
+
+impl Table {
+    /// Checks `spec` and builds the look-ups.
+    ///
+    /// # Errors
+    ///
+    /// See [`TableError`]; nothing is half applied.
+    pub fn new(mut spec: TableSpec) -> Result<Self, TableError> {
+        if !(1280..=65_000).contains(&spec.inner_mtu) {
+            return Err(TableError::BadMtu(spec.inner_mtu));
+        }
+        let local_publics = check_local_keys(&spec.local_keys)?;
+        let mut by_id = HashMap::with_capacity(spec.peers.len());
+        let mut by_key = HashMap::with_capacity(spec.peers.len() * 3);
+        for (position, peer) in spec.peers.iter().enumerate() {
+            check_peer(peer)?;
+            if by_id.insert(peer.id, position).is_some() {
+                return Err(TableError::PeerIdTwice(peer.id));
+            }
+            for remote in &peer.keys {
+                let key = remote.public;
+                let taken = by_key.insert(key, (peer.id, remote.epoch)).is_some();
+                if taken || local_publics.contains(&key) {
+                    return Err(TableError::KeyTwice { key, peer: peer.id });
+                }
+            }
+        }
+        for prefix in &mut spec.own_prefixes {
+            *prefix = prefix.trunc();
+        }
+        for prefix in spec.peers.iter_mut().flat_map(|peer| &mut peer.allowed_ips) {
+            *prefix = prefix.trunc();
+        }
+        let own = spec.own_prefixes.iter().map(|prefix| (*prefix, Owner::Own));
+        let peers =
+            spec.peers.iter().flat_map(|peer| peer.allowed_ips.iter().map(|prefix| (*prefix, Owner::Peer(peer.id))));
+        let prefixes = PrefixMap::new(own.chain(peers))?;
+        Ok(Self { spec, by_id, by_key, local_publics, prefixes })
+    }
+
+    /// Whose `address` is, by the longest prefix over all peers and our own.
+    pub fn owner(&self, address: IpAddr) -> Option<Owner> {
+        self.prefixes.lookup(address)
+    }
+
+    /// A peer by its number.
+    pub fn peer(&self, id: PeerId) -> Option<&PeerSpec> {
+        self.by_id.get(&id).map(|&position| &self.spec.peers[position])
+    }
+
+    /// All peers, in the order given.
+    pub fn peers(&self) -> &[PeerSpec] {
+        &self.spec.peers
+    }
+
+    /// Whose static key this is, and its epoch.
+    pub fn peer_of_key(&self, key: &PublicKey) -> Option<(PeerId, u64)> {
+        self.by_key.get(key).copied()
+    }
+
+    /// Our keys, newest first.
+    pub fn local_keys(&self) -> &[LocalKey] {
+        &self.spec.local_keys
+    }
+
+    /// The public keys of [`local_keys`](Self::local_keys), in the same order.
+    pub fn local_publics(&self) -> &[PublicKey] {
+        &self.local_publics
+    }
+
+    /// Our key of this epoch.
+    pub fn local_key(&self, epoch: u64) -> Option<&LocalKey> {
+        self.spec.local_keys.iter().find(|key| key.epoch == epoch)
+    }
+
+    /// True if sources and destinations are to be checked against our own prefixes.
+    pub fn checks_own(&self) -> bool {
+        !self.spec.own_prefixes.is_empty()
+    }
+
+    /// Largest inner packet, in bytes.
+    pub fn inner_mtu(&self) -> u16 {
+        self.spec.inner_mtu
+    }
+
+    /// Over which time tunnels on new keys are opened.
+    pub fn rotation_spread(&self) -> Duration {
+        self.spec.rotation_spread
+    }
+}
+
+/// Checks the order of our keys and computes their public halves.
+fn check_local_keys(keys: &[LocalKey]) -> Result<Vec<PublicKey>, TableError> {
+    if keys.is_empty() {
+        return Err(TableError::NoLocalKey);
+    }
+    for pair in keys.windows(2) {
+        if pair[0].epoch <= pair[1].epoch {
+            return Err(TableError::LocalKeyOrder { epoch: pair[1].epoch });
+        }
+    }
+    Ok(keys.iter().map(|key| key.secret.to_public()).collect())
+}
+
+/// Checks one peer by itself.
+fn check_peer(peer: &PeerSpec) -> Result<(), TableError> {
+    if peer.id > PeerId::MAX {
+        return Err(TableError::PeerIdTooLarge(peer.id));
+    }
+    if peer.keys.is_empty() {
+        return Err(TableError::NoRemoteKey(peer.id));
+    }
+    for remote in &peer.keys {
+        if crate::peer::tunnel::is_low_order(&remote.public) {
+            return Err(TableError::LowOrderKey { key: remote.public, peer: peer.id });
+        }
+    }
+    for endpoint in &peer.endpoints {
+        let ip = endpoint.ip();
+        if ip.is_unspecified() || ip.is_multicast() || endpoint.port() == 0 {
+            return Err(TableError::BadEndpoint { endpoint: *endpoint, peer: peer.id });
+        }
+    }
+    Ok(())
+}

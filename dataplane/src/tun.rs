@@ -1,0 +1,36 @@
+//! Where inner packets come from and go to: one queue of a TUN device, or a stand-in in memory.
+
+use std::{io, os::fd::AsFd};
+
+use crate::buffer::Batch;
+
+pub mod linux;
+pub mod memory;
+
+pub use linux::{Device, Mode};
+
+/// Inner packets: whole, each one IPv4 or IPv6.
+pub type Packets = Batch<()>;
+
+/// One queue of inner packets. Its descriptor becomes readable when a packet waits; calls never block.
+pub trait Queue: AsFd + Send {
+    /// Appends waiting packets to `packets` until it is full, `most` were read or none waits; says how many came.
+    ///
+    /// # Errors
+    ///
+    /// Only if nothing was read. [`is_lost`] tells a queue that is gone from a passing failure.
+    fn read(&mut self, packets: &mut Packets, most: usize) -> io::Result<usize>;
+
+    /// Writes all packets; says how many the other side took. Those refused are gone.
+    ///
+    /// # Errors
+    ///
+    /// If the queue is gone.
+    fn write(&mut self, packets: &Packets) -> io::Result<usize>;
+}
+
+/// True if the error means that the queue will never work again: its device was deleted.
+pub fn is_lost(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF | libc::ENODEV | libc::ENXIO | libc::ENOENT))
+        || error.kind() == io::ErrorKind::BrokenPipe
+}

@@ -1,0 +1,99 @@
+//! Where datagrams come from and go to: a UDP socket of the system, or a stand-in in memory.
+
+use std::{io, net::SocketAddr, os::fd::AsFd};
+
+use crate::buffer::{Batch, ROOM};
+
+pub mod memory;
+pub mod system;
+
+/// Datagrams to send, each with its destination.
+pub type Datagrams = Batch<SocketAddr>;
+
+/// A socket for datagrams. Its descriptor becomes readable when one waits; calls never block.
+pub trait Socket: AsFd + Send {
+    /// Replaces what is in `arrivals` by waiting datagrams; says how many came.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses; the caller counts it and tries again.
+    fn receive(&mut self, arrivals: &mut Arrivals) -> io::Result<usize>;
+
+    /// Sends all datagrams as far as the system takes them; says how many it took. The others are gone: datagrams are
+    /// never kept for later.
+    fn send(&mut self, datagrams: &Datagrams) -> usize;
+
+    /// The address it is bound to.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+}
+
+/// Datagrams that arrived: a fixed number of slots, each with room for the largest.
+#[derive(Debug)]
+pub struct Arrivals {
+    bytes: Box<[u8]>,
+    pub(crate) filled: Vec<Arrival>,
+}
+
+/// What one slot holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arrival {
+    pub(crate) from: SocketAddr,
+    pub(crate) len: usize,
+    pub(crate) truncated: bool,
+}
+
+impl Arrivals {
+    /// Room for `slots` datagrams of up to 64 KiB. Pages that no datagram reaches cost nothing.
+    pub fn new(slots: usize) -> Self {
+        Self { bytes: vec![0; slots.max(1) * ROOM].into_boxed_slice(), filled: Vec::with_capacity(slots.max(1)) }
+    }
+
+    /// How many fit.
+    pub fn slots(&self) -> usize {
+        self.bytes.len() / ROOM
+    }
+
+    /// How many are there.
+    pub fn len(&self) -> usize {
+        self.filled.len()
+    }
+
+    /// True without any.
+    pub fn is_empty(&self) -> bool {
+        self.filled.is_empty()
+    }
+
+    /// Forgets all; the memory stays.
+    pub fn clear(&mut self) {
+        self.filled.clear();
+    }
+
+    /// Takes a datagram by copying it; false if it does not fit.
+    pub fn push(&mut self, from: SocketAddr, datagram: &[u8]) -> bool {
+        let n = self.filled.len();
+        if n >= self.slots() || datagram.len() > ROOM {
+            return false;
+        }
+        self.bytes[n * ROOM..][..datagram.len()].copy_from_slice(datagram);
+        self.filled.push(Arrival { from, len: datagram.len(), truncated: false });
+        true
+    }
+
+    /// Datagram `n`: source, payload; an error for one that was longer than its slot.
+    pub fn get(&self, n: usize) -> Option<Result<(SocketAddr, &[u8]), SocketAddr>> {
+        let arrival = self.filled.get(n)?;
+        if arrival.truncated {
+            return Some(Err(arrival.from));
+        }
+        Some(Ok((arrival.from, &self.bytes[n * ROOM..][..arrival.len])))
+    }
+
+    /// The slots as separate buffers, for the system to fill.
+    pub(crate) fn buffers(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.bytes.chunks_exact_mut(ROOM)
+    }
+}
