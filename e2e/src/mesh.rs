@@ -136,8 +136,15 @@ impl Mesh {
     /// # Errors
     /// If the keyserver says no.
     pub fn token(&self, cluster: &str) -> Result<String> {
-        let line = self.admin(&["token", "create", "--cluster", cluster, "--uses", "1", "--ttl", "1h"])?;
-        Ok(line.trim().to_owned())
+        self.token_with(&["--cluster", cluster, "--uses", "1", "--ttl", "1h"])
+    }
+
+    /// Makes a join token with other limits: arguments after `meshctl token create`.
+    ///
+    /// # Errors
+    /// If the keyserver says no.
+    pub fn token_with(&self, args: &[&str]) -> Result<String> {
+        Ok(self.admin(&[&["token", "create"], args].concat())?.trim().to_owned())
     }
 
     /// Adds a machine, joins it with a fresh token, starts its daemon and waits until it is ready.
@@ -145,9 +152,7 @@ impl Mesh {
     /// # Errors
     /// If anything says no.
     pub fn add_node(&mut self, name: &str, cluster: &str) -> Result<usize> {
-        let node = self.lab.node(name)?;
-        let mesh_node = MeshNode { node, daemon: None };
-        mesh_node.write_config()?;
+        let mesh_node = self.bare_node(name)?;
         mesh_node.join(&self.token(cluster)?)?;
         self.nodes.push(mesh_node);
         let at = self.nodes.len() - 1;
@@ -170,6 +175,16 @@ impl Mesh {
     /// If there is none.
     pub fn node_mut(&mut self, name: &str) -> &mut MeshNode {
         self.nodes.iter_mut().find(|node| node.node.name() == name).expect("the test made this node")
+    }
+
+    /// Adds a machine with a configuration, neither joined nor started.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn bare_node(&mut self, name: &str) -> Result<MeshNode> {
+        let mesh_node = MeshNode { node: self.lab.node(name)?, daemon: None };
+        mesh_node.write_config()?;
+        Ok(mesh_node)
     }
 
     /// Attaches a pod to the node of that name.
@@ -205,6 +220,24 @@ impl Mesh {
             let _ = writeln!(text, "{}", daemon.log_tail());
         }
         text
+    }
+}
+
+/// Runs `body` on a mesh with these nodes (name, cluster), settled. On an error it prints the topology, the ends of all
+/// logs and how to look around, then panics: that is how a test fails.
+///
+/// # Panics
+/// If anything says no.
+pub fn scenario(name: &str, nodes: &[(&str, &str)], body: impl FnOnce(&mut Mesh) -> Result<()>) {
+    let mut mesh = Mesh::new(name).unwrap_or_else(|error| panic!("make the mesh: {error:#}"));
+    let added = nodes.iter().try_for_each(|(node, cluster)| mesh.add_node(node, cluster).map(|_| ()));
+    let result = added.and_then(|()| mesh.wait_settled()).and_then(|()| body(&mut mesh));
+    if let Err(error) = result {
+        eprintln!("{}", mesh.logs());
+        for node in &mesh.nodes {
+            eprintln!("{}: ip netns exec {} sh  (with MESH_LAB_KEEP=1)", node.node.name(), node.node.netns_name());
+        }
+        panic!("{name}: {error:#}");
     }
 }
 
@@ -285,6 +318,15 @@ impl MeshNode {
         let status = self.daemon.take().context("no daemon runs")?.stop()?;
         ensure!(status.success(), "meshd on {}: {status}", self.node.name());
         Ok(())
+    }
+
+    /// Runs `meshd down`: everything of Mesh leaves the machine's network, the daemon stops.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn down(&self) -> Result<String> {
+        let config = self.config();
+        self.node.output(binary("meshd")?, &["down", "--config", path(&config)?])
     }
 
     /// Runs `meshctl` against its daemon; gives its stdout.

@@ -1,0 +1,77 @@
+//! Keys rotate and nobody notices.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use mesh_e2e::capture::new_marker;
+use mesh_e2e::mesh::scenario;
+use mesh_e2e::traffic::Stream;
+use mesh_e2e::{Mesh, wait};
+
+/// Packets of the stream: a million, unless `MESH_E2E_PACKETS` says otherwise.
+fn packets() -> u64 {
+    std::env::var("MESH_E2E_PACKETS").ok().and_then(|count| count.parse().ok()).unwrap_or(1_000_000)
+}
+
+fn tunnel_epochs(mesh: &Mesh, node: &str, peer: &str) -> Result<(u64, u64)> {
+    let peers = mesh.node(node).ctl_json(&["peers"])?;
+    let peers = peers.get("peers").cloned().unwrap_or(peers);
+    let peer = peers.as_array().into_iter().flatten().find(|found| found["name"] == peer).cloned();
+    let tunnel = peer.context("peer unknown")?["tunnels"][0].clone();
+    let epoch = |side: &str| tunnel[side].as_u64().context("no tunnel");
+    Ok((epoch("local_epoch")?, epoch("remote_epoch")?))
+}
+
+#[test]
+fn rotation_of_all_nodes_loses_no_packet_of_a_million() {
+    scenario("rotate", &[("east-1", "east"), ("west-1", "west")], |mesh| {
+        let marker = new_marker();
+        let (a, b) = (mesh.pod("east-1", "a")?, mesh.pod("west-1", "a")?);
+        let total = packets();
+        let rate = 15_000;
+        let stream = Stream::start(&a.netns()?, &b.netns()?, b.v4(), rate, total, 64, marker)?;
+        wait::until_true("the stream arrives", Duration::from_secs(10), || Ok(stream.arrived() > 1_000))?;
+        let mut epoch = 1;
+        while stream.sent() + u64::from(rate) * 15 < total {
+            epoch += 1;
+            mesh.admin(&["keys", "rotate", "--force", "--wait", "60s"])?;
+            wait::until_true("packets use the new keys", Duration::from_secs(60), || {
+                Ok(tunnel_epochs(mesh, "east-1", "west-1")? == (epoch, epoch))
+            })?;
+        }
+        let counts = stream.finish()?;
+        println!("{counts:?} over {} rotations of both nodes", epoch - 1);
+        ensure!(epoch > 1, "no rotation happened");
+        ensure!(counts.sent == total && counts.lost() == 0 && counts.duplicated == 0, "{counts:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn node_away_during_a_rotation_comes_back() {
+    scenario("away", &[("east-1", "east"), ("west-1", "west")], |mesh| {
+        let marker = new_marker();
+        let (a, b) = (mesh.pod("east-1", "a")?, mesh.pod("west-1", "a")?);
+        mesh.node_mut("west-1").stop()?;
+        mesh.admin(&["keys", "rotate", "--node", "east-1", "--wait", "60s"])?;
+        // It starts from its disk and knows nothing of the rotation.
+        mesh.kill_keyserver()?;
+        mesh.node_mut("west-1").start()?;
+        wait::until_true("traffic is back on the old key", Duration::from_secs(10), || {
+            Ok(!mesh_e2e::traffic::ping(&b.netns()?, a.v4(), 1, marker)?.times.is_empty())
+        })
+    });
+}
+
+#[test]
+fn one_node_rotates_by_its_own_socket() {
+    scenario("local", &[("east-1", "east"), ("west-1", "west")], |mesh| {
+        mesh.node("east-1").ctl(&["keys", "rotate", "--local"])?;
+        let status = mesh.node("east-1").status()?;
+        ensure!(status["keys"]["current"] == 2, "{status}");
+        let again = mesh.node("east-1").ctl(&["keys", "rotate", "--local"]);
+        ensure!(again.is_err(), "a second rotation within a day was not refused");
+        Ok(())
+    });
+}
