@@ -127,18 +127,34 @@ impl Handle {
     /// # Errors
     /// See [`Error`].
     pub fn add_rule(&mut self, rule: &Rule) -> Result<()> {
-        // The kernel would otherwise add a second, equal one.
-        let message = RouteNetlinkMessage::NewRule(message(rule)?);
-        there_is_fine(self.request(&object(rule), message, CREATE | EXCLUSIVE))
+        let request = RouteNetlinkMessage::NewRule(message(rule)?);
+        // Without `EXCLUSIVE` the kernel adds a second, equal one; with it, it overlooks `invert` (`rule_exists`).
+        match self.request(&object(rule), request.clone(), CREATE | EXCLUSIVE) {
+            Err(error) if error.is_exists() && !self.rules()?.contains(rule) => {
+                self.request(&object(rule), request, CREATE)
+            }
+            other => there_is_fine(other),
+        }
     }
 
-    /// Removes a rule. Already gone is success.
+    /// Removes a rule and no other. Already gone is success.
     ///
     /// # Errors
     /// See [`Error`].
     pub fn delete_rule(&mut self, rule: &Rule) -> Result<()> {
-        let message = RouteNetlinkMessage::DelRule(message(rule)?);
-        gone_is_fine(self.request(&object(rule), message, 0))
+        let request = RouteNetlinkMessage::DelRule(message(rule)?);
+        let all = self.rules()?;
+        if !all.contains(rule) {
+            return Ok(());
+        }
+        gone_is_fine(self.request(&object(rule), request.clone(), 0))?;
+        // The kernel overlooks `invert` here too and takes the first of the two: put the wrong one back.
+        let twin = Rule { invert: !rule.invert, ..rule.clone() };
+        if all.contains(&twin) && !self.rules()?.contains(&twin) {
+            gone_is_fine(self.request(&object(rule), request, 0))?;
+            return self.add_rule(&twin);
+        }
+        Ok(())
     }
 }
 

@@ -71,10 +71,10 @@ pub enum Event {
 pub struct NftablesChange {
     /// The ruleset's number since.
     pub generation: u32,
-    /// Who did it.
-    pub process_id: u32,
-    /// Its name.
-    pub process: String,
+    /// The kernel's number of the thread that did it (`gettid`); the process's own only for its first thread.
+    pub thread_id: u32,
+    /// That thread's name.
+    pub thread: String,
     /// The tables it touched; empty if there were too many to name.
     pub tables: BTreeSet<String>,
 }
@@ -238,8 +238,8 @@ impl Watch {
             if std::mem::take(&mut self.touched_many) {
                 tables.clear();
             }
-            let process = wire::attribute(body, 3).map(wire::text).unwrap_or_default();
-            let change = NftablesChange { generation: number(1), process_id: number(2), process, tables };
+            let thread = wire::attribute(body, 3).map(wire::text).unwrap_or_default();
+            let change = NftablesChange { generation: number(1), thread_id: number(2), thread, tables };
             self.pending.push_back(Event::Nftables(change));
         } else if let Some(name) = wire::attribute(body, 1).map(wire::text) {
             // Attribute 1 of every object is the table's name.
