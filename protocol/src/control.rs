@@ -337,6 +337,3 @@ pub enum ServerMessage {
 impl Message for ServerMessage {
     const KNOWN: i64 = 9;
 }
-
-#[cfg(test)]
-mod tests;

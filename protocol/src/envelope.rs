@@ -288,6 +288,3 @@ impl<'b, C> Decode<'b, C> for Envelope {
         Ok(Self { kind, format, payload: payload.to_vec(), signatures })
     }
 }
-
-#[cfg(test)]
-mod tests;

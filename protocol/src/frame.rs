@@ -68,6 +68,3 @@ pub fn decode<T: Message>(body: &[u8]) -> Result<T, CborError> {
     }
     cbor::decode_checked(body)
 }
-
-#[cfg(test)]
-mod tests;

@@ -233,6 +233,3 @@ impl JoinClaim {
 
 /// Label under which both ends derive the exporter of a joining connection (RFC 5705).
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-mesh-join";
-
-#[cfg(test)]
-mod tests;

@@ -24,8 +24,8 @@ use ipnet::IpNet;
 
 use crate::UnixSeconds;
 use crate::envelope::{Envelope, Kind};
-use crate::key::VerifyKey;
 use crate::id::{Hash, KeyId, MeshId, Name, NodeId, Position};
+use crate::key::VerifyKey;
 use crate::record::{Endpoints, NodeGrant, NodeRecord, Revocation, RevocationHead, TrustPolicy};
 
 pub use checkpoint::{CheckpointVerdict, compare_checkpoints};
@@ -108,8 +108,8 @@ impl Member {
     /// applied to another view it then collides with nobody.
     fn grant_of_record(&self) -> Option<&Accepted<NodeGrant>> {
         let (record, earlier) = (self.record.as_ref()?, self.earlier_grant.as_ref()?);
-        let same = earlier.object.name == self.grant.object.name
-            && earlier.object.prefixes().eq(self.grant.object.prefixes());
+        let same =
+            earlier.object.name == self.grant.object.name && earlier.object.prefixes().eq(self.grant.object.prefixes());
         (same && record.object.grant == earlier.hash).then_some(earlier)
     }
 

@@ -6,7 +6,8 @@ mod support;
 use mesh_protocol::envelope::{Envelope, EnvelopeError, Kind, NO_MESH};
 use mesh_protocol::id::{Hash, MeshId};
 use mesh_protocol::record::{
-    Checkpoint, ClusterScope, Endpoints, EpochKey, Issuer, KemKey, NodeGrant, NodeRecord, PostQuantum, Revocation, TrustPolicy,
+    Checkpoint, ClusterScope, Endpoints, EpochKey, Issuer, KemKey, NodeGrant, NodeRecord, PostQuantum, Revocation,
+    TrustPolicy,
 };
 use mesh_protocol::trust::{Change, CheckpointVerdict, TrustError, View, compare_checkpoints};
 use support::*;
@@ -302,10 +303,7 @@ fn a_key_has_one_holder_also_when_retired() {
     view.apply(&seal_grant(&grant(2))).unwrap();
     for epoch in 1..5 {
         let copied = NodeRecord { current: epoch_key(1, epoch), ..record(2) };
-        let copied = NodeRecord {
-            current: EpochKey { epoch: 1, ..copied.current },
-            ..copied
-        };
+        let copied = NodeRecord { current: EpochKey { epoch: 1, ..copied.current }, ..copied };
         refused!(&mut view, seal_record(2, &copied), TrustError::KeyTaken { .. });
     }
     let copied = NodeRecord { kem: record(1).kem, ..record(2) };
@@ -370,12 +368,7 @@ fn a_grant_lifts_the_revocation_in_force_and_no_other() {
     }
     view.apply(&seal_grant(&lift(2, first_hash))).unwrap();
     refused!(&mut view, seal_record(1, &record(1)), TrustError::OtherGrant { .. });
-    let second = Revocation {
-        number: 2,
-        previous: first_hash,
-        up_to_generation: 2,
-        ..revocation(1)
-    };
+    let second = Revocation { number: 2, previous: first_hash, up_to_generation: 2, ..revocation(1) };
     view.apply(&seal_revocation(&second)).unwrap();
     // The issuer did not hear of the second: its renewal still names the first.
     refused!(&mut view, seal_grant(&lift(3, first_hash)), TrustError::Revoked { up_to_generation: 2, .. });

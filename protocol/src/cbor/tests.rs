@@ -79,10 +79,10 @@ fn what_does_not_say_a_two_has_no_meaning() {
 
 #[test]
 fn addresses_and_prefixes_are_exact() {
-    let mut ctx = ();
-    let net = |bytes: &[u8]| net::decode(&mut Decoder::new(&to_vec(&minicbor::bytes::ByteVec::from(bytes.to_vec()))), &mut ctx);
+    let net = |bytes: &[u8]| {
+        net::decode(&mut Decoder::new(&to_vec(&minicbor::bytes::ByteVec::from(bytes.to_vec()))), &mut ())
+    };
     assert_eq!(net(&[10, 1, 0, 0, 16]).unwrap().to_string(), "10.1.0.0/16");
-    let mut net = net;
     for bad in [&[][..], &[16], &[10, 1, 0, 16], &[10, 1, 0, 0, 33], &[10, 1, 0, 1, 16], &[0; 18]] {
         net(bad).unwrap_err();
     }

@@ -105,7 +105,10 @@ fn a_classical_group_is_refused_by_either_side() {
         .unwrap()
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified(&key(2)).unwrap())));
-    assert!(matches!(handshake(client(&key(1), known(), ALPN_NODE).unwrap(), weak_server), Err(Error::PeerIncompatible(_))));
+    assert!(matches!(
+        handshake(client(&key(1), known(), ALPN_NODE).unwrap(), weak_server),
+        Err(Error::PeerIncompatible(_))
+    ));
 }
 
 #[test]

@@ -19,7 +19,8 @@ impl View {
     pub(super) fn apply_grant(&mut self, envelope: &Envelope) -> Result<Change, TrustError> {
         let grant = self.check_grant_signature(envelope)?;
         let hash = envelope.hash(self.mesh);
-        let is_held = |member: &Member| member.grant.hash == hash || member.grant_of_record().is_some_and(|e| e.hash == hash);
+        let is_held =
+            |member: &Member| member.grant.hash == hash || member.grant_of_record().is_some_and(|e| e.hash == hash);
         if self.members.get(&grant.node).is_some_and(is_held) {
             return Ok(Change::Nothing);
         }

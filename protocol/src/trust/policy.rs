@@ -39,8 +39,12 @@ fn validate(policy: &TrustPolicy, mesh: MeshId) -> Result<(), TrustError> {
         return invalid(format!("threshold {} of {} roots", policy.threshold, policy.roots.len()));
     }
     let issuers: Vec<VerifyKey> = policy.issuers.iter().map(|issuer| issuer.key).collect();
-    let lists =
-        [("root", &policy.roots), ("issuer", &issuers), ("revoker", &policy.revokers), ("keyserver", &policy.keyservers)];
+    let lists = [
+        ("root", &policy.roots),
+        ("issuer", &issuers),
+        ("revoker", &policy.revokers),
+        ("keyserver", &policy.keyservers),
+    ];
     for (role, keys) in lists {
         if keys.len() > MAX_KEYS_PER_ROLE {
             return invalid(format!("{} {role} keys, at most {MAX_KEYS_PER_ROLE}", keys.len()));
@@ -99,8 +103,16 @@ const fn v6(first: u16, prefix: u8) -> IpNet {
 }
 
 /// `::/8` covers the loopback, the unspecified, the IPv4-mapped and the NAT64 addresses.
-const SPECIAL: [IpNet; 8] =
-    [v4(0, 0, 8), v4(127, 0, 8), v4(169, 254, 16), v4(224, 0, 4), v4(240, 0, 4), v6(0, 8), v6(0xfe80, 10), v6(0xff00, 8)];
+const SPECIAL: [IpNet; 8] = [
+    v4(0, 0, 8),
+    v4(127, 0, 8),
+    v4(169, 254, 16),
+    v4(224, 0, 4),
+    v4(240, 0, 4),
+    v6(0, 8),
+    v6(0xfe80, 10),
+    v6(0xff00, 8),
+];
 
 fn validate_scope(scope: &ClusterScope) -> Result<(), String> {
     let ClusterScope { cluster, pools, node_prefix_v4, node_prefix_v6 } = scope;

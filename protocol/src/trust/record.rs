@@ -132,7 +132,8 @@ fn validate(name: &Name, record: &NodeRecord, held: Option<&Accepted<NodeRecord>
     if held.object.current.epoch > record.current.epoch || held.object.kem.epoch > record.kem.epoch {
         return invalid("its keys are older than those held");
     }
-    let other_key = |key: EpochKey| held.object.tunnel_keys().any(|held| held.epoch == key.epoch && held.key != key.key);
+    let other_key =
+        |key: EpochKey| held.object.tunnel_keys().any(|held| held.epoch == key.epoch && held.key != key.key);
     let other_kem = held.object.kem.epoch == record.kem.epoch && held.object.kem != record.kem;
     if record.tunnel_keys().any(other_key) || other_kem {
         return invalid("an epoch has another key than it had");

@@ -1,6 +1,8 @@
 //! A small mesh made of fixed seeds: every byte it signs is the same in each run.
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests: each file uses a part")]
 
+pub mod messages;
+
 use std::net::Ipv4Addr;
 
 use mesh_protocol::address;

@@ -1,0 +1,126 @@
+//! The vectors in `testdata/`: made again, compared byte for byte, and decoded.
+//!
+//! A released format never changes: a difference here is a break. Only for a new format, set `MESH_WRITE_VECTORS=1`.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+
+mod support;
+
+use mesh_protocol::cbor;
+use mesh_protocol::envelope::{Envelope, NO_MESH, Signed};
+use mesh_protocol::frame::{self, Message};
+use mesh_protocol::id::MeshId;
+use mesh_protocol::key::SigningKey;
+use mesh_protocol::record::{Checkpoint, Endpoints, NodeGrant, NodeRecord, Revocation, TrustPolicy};
+use mesh_protocol::token::{JoinToken, TokenLimits};
+use serde_json::{Value, json};
+use support::*;
+
+fn compare(file: &str, made: &Value) {
+    let path = format!("{}/testdata/{file}", env!("CARGO_MANIFEST_DIR"));
+    let text = format!("{made:#}\n");
+    if std::env::var_os("MESH_WRITE_VECTORS").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "{file}");
+}
+
+fn object<T: Signed + PartialEq + std::fmt::Debug>(under: MeshId, object: &T, signer: &SigningKey) -> Value {
+    let envelope = Envelope::seal(under, object, &[signer]);
+    let bytes = cbor::to_vec(&envelope);
+    let again: Envelope = cbor::from_slice(&bytes).unwrap();
+    assert_eq!(&again.verified::<T>(under, &[signer.verify_key()], 1).unwrap(), object);
+    json!({
+        "kind": T::KIND.number(),
+        "format": T::FORMAT,
+        "signed_under_mesh": under.to_string(),
+        "seed": hex::encode(*signer.seed()),
+        "public_key": hex::encode(signer.verify_key().as_bytes()),
+        "key_id": signer.verify_key().id().to_string(),
+        "payload": hex::encode(envelope.payload()),
+        "envelope": hex::encode(&bytes),
+        "hash": envelope.hash(under).to_string(),
+    })
+}
+
+#[test]
+fn signed_objects() {
+    compare(
+        "objects.json",
+        &json!({
+            "mesh_id": mesh().to_string(),
+            "trust-policy": object::<TrustPolicy>(NO_MESH, &policy_1(), &root()),
+            "node-grant": object::<NodeGrant>(mesh(), &grant(1), &issuer()),
+            "node-record": object::<NodeRecord>(mesh(), &record(1), &identity(1)),
+            "endpoints": object::<Endpoints>(mesh(), &endpoints(1), &identity(1)),
+            "revocation": object::<Revocation>(mesh(), &revocation(9), &revoker()),
+            "checkpoint": object::<Checkpoint>(mesh(), &checkpoint(), &keyserver()),
+            "token-limits": object::<TokenLimits>(mesh(), &limits(), &issuer()),
+        }),
+    );
+}
+
+#[test]
+fn ids_and_addresses() {
+    let identity = identity(1).verify_key();
+    compare(
+        "ids.json",
+        &json!({
+            "mesh_id": mesh().to_string(),
+            "identity_key": hex::encode(identity.as_bytes()),
+            "node_id": identity.node_id().to_string(),
+            "key_id": identity.id().to_string(),
+            "token_key": hex::encode(token_secret().verify_key().as_bytes()),
+            "token_id": limits().id().to_string(),
+            "mesh_prefix": mesh_protocol::address::mesh_prefix(mesh()).to_string(),
+            "node_pool_v6": mesh_protocol::address::node_pool_v6(mesh()).to_string(),
+            "node_v6": mesh_protocol::address::mesh_v6(mesh(), identity.node_id()).to_string(),
+            "cluster_1_pool_v6": mesh_protocol::address::cluster_pool_v6(mesh(), 1).to_string(),
+            "next_state": mesh_protocol::trust::next_state(
+                mesh_protocol::id::Hash([0; 32]),
+                seal_grant(&grant(1)).hash(mesh()),
+            ).to_string(),
+        }),
+    );
+}
+
+#[test]
+fn join_token() {
+    let line = token().to_line();
+    assert_eq!(line.parse::<JoinToken>().unwrap().to_line(), line);
+    compare(
+        "token.json",
+        &json!({
+            "line": *line,
+            "seed": hex::encode(*token().secret.seed()),
+            "token_id": token().id().to_string(),
+            "policy_hash": token().policy.to_string(),
+            "claim": hex::encode(cbor::to_vec(&claim())),
+            "exporter": hex::encode(messages::EXPORTER),
+            "claim_signature": hex::encode(claim().sign(&token_secret(), &messages::EXPORTER)),
+        }),
+    );
+}
+
+fn frames<T: Message + PartialEq + std::fmt::Debug>(messages: Vec<(&str, T)>) -> Value {
+    let one = |(name, message): (&str, T)| {
+        let frame = frame::encode(&message).unwrap();
+        let (length, body) = frame.split_first_chunk::<4>().unwrap();
+        assert_eq!(frame::message_length(*length), Ok(body.len()));
+        assert_eq!(frame::decode::<T>(body).unwrap(), message);
+        json!({ "message": name, "frame": hex::encode(&frame) })
+    };
+    Value::Array(messages.into_iter().map(one).collect())
+}
+
+#[test]
+fn control_frames() {
+    compare(
+        "frames.json",
+        &json!({
+            "join-request": frames(messages::join_requests()),
+            "join-reply": frames(messages::join_replies()),
+            "node": frames(messages::node_messages()),
+            "keyserver": frames(messages::server_messages()),
+        }),
+    );
+}

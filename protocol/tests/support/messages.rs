@@ -1,0 +1,72 @@
+//! One of each control message.
+
+use mesh_protocol::control::{JoinReply, JoinRequest, NodeMessage, Refusal, RefusalCode, ServerMessage};
+use mesh_protocol::envelope::Envelope;
+use mesh_protocol::id::Position;
+
+use super::*;
+
+pub const EXPORTER: [u8; 32] = [0xee; 32];
+
+fn sealed_checkpoint() -> Envelope {
+    Envelope::seal(mesh(), &checkpoint(), &[&keyserver()])
+}
+
+fn refusal() -> Refusal {
+    Refusal { code: RefusalCode::Taken, message: "10.1.1.0/24 of n2 overlaps 10.1.1.0/24 of n1".to_owned() }
+}
+
+pub fn join_replies() -> Vec<(&'static str, JoinReply)> {
+    vec![
+        ("offer", JoinReply::Offer { policies: vec![sealed_policy_1()] }),
+        ("granted", JoinReply::Granted { grant: seal_grant(&grant(1)), checkpoint: sealed_checkpoint() }),
+        ("refused", JoinReply::Refused { refusal: refusal() }),
+    ]
+}
+
+pub fn join_requests() -> Vec<(&'static str, JoinRequest)> {
+    let signature = claim().sign(&token_secret(), &EXPORTER);
+    vec![("enrol", JoinRequest::Enrol { claim: claim(), signature })]
+}
+
+pub fn node_messages() -> Vec<(&'static str, NodeMessage)> {
+    let position = Position { epoch: 7, revision: 42 };
+    let hello =
+        |position| NodeMessage::Hello { mesh: mesh(), position, policy_version: 1, version: "0.1.0".to_owned() };
+    vec![
+        ("hello", hello(Some(position))),
+        ("hello, from nothing", hello(None)),
+        ("publish", NodeMessage::Publish { envelope: seal_record(1, &record(1)) }),
+        ("applied", NodeMessage::Applied { position }),
+        ("rotated", NodeMessage::Rotated { request: 5, epoch: Some(2), error: None }),
+        ("rotated, not", NodeMessage::Rotated { request: 5, epoch: None, error: Some("disk full".to_owned()) }),
+        ("pong", NodeMessage::Pong { nonce: 77 }),
+        ("error", NodeMessage::Error { refusal: refusal() }),
+    ]
+}
+
+pub fn server_messages() -> Vec<(&'static str, ServerMessage)> {
+    let (from, to) = (Position { epoch: 7, revision: 42 }, Position { epoch: 7, revision: 44 });
+    let live = Envelope::seal(mesh(), &endpoints(1), &[&identity(1)]);
+    let items = vec![seal_grant(&grant(1)), seal_revocation(&revocation(9))];
+    vec![
+        (
+            "welcome",
+            ServerMessage::Welcome {
+                checkpoint: sealed_checkpoint(),
+                policies: vec![sealed_policy_1()],
+                own_record: Some(seal_record(1, &record(1))),
+                own_grant: seal_grant(&grant(1)),
+                observed: "192.0.2.1:40000".parse().unwrap(),
+            },
+        ),
+        ("items", ServerMessage::Items { from, to, items, checkpoint: Some(sealed_checkpoint()) }),
+        ("live", ServerMessage::Live { items: vec![live] }),
+        ("published", ServerMessage::Published { seq: 1, endpoints: false }),
+        ("checkpoint", ServerMessage::Checkpoint { checkpoint: sealed_checkpoint() }),
+        ("rotate", ServerMessage::Rotate { request: 5, force: true }),
+        ("ping", ServerMessage::Ping { nonce: 77 }),
+        ("error", ServerMessage::Error { refusal: refusal() }),
+        ("replaced", ServerMessage::Replaced { node: node(1) }),
+    ]
+}
