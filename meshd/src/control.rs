@@ -8,19 +8,35 @@
 //!
 //! Everything that the node needs to carry packets is on disk: facts and keys are there before any keyserver is.
 
+mod agent;
+mod backoff;
+pub(crate) mod connect;
+mod driver;
+pub(crate) mod enrol;
+pub(crate) mod frames;
+mod link;
+mod session;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use mesh_protocol::id::Position;
 use mesh_protocol::local::{Alarm, ControlStatus};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::directory::Directory;
 use crate::facts::{DirectoryFacts, HostFacts, OwnKeys};
+use crate::identity::Identity;
+
+pub(crate) use driver::now;
+
+/// Rotations that wait: each is answered within milliseconds. When full, the next one waits for room.
+const ROTATIONS: usize = 8;
 
 /// Where keyservers are, and how this node is reached: section `[control]` of `meshd.toml`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ControlConfig {
     /// Addresses of keyservers, `host:port`, tried before those that the join token named.
@@ -41,6 +57,37 @@ pub(crate) struct ControlSetup {
     pub(crate) port: u16,
     /// Lanes of this node, 1 to 8.
     pub(crate) lanes: u8,
+}
+
+/// Starts the control task. Facts and keys are those on disk, with a keyserver or without.
+///
+/// Must be called inside a tokio runtime.
+pub(crate) fn start(setup: ControlSetup, identity: Identity, directory: Directory, host: HostFacts) -> ControlHandle {
+    let mut keyservers = setup.config.keyservers.clone();
+    keyservers.extend(identity.membership().keyservers.iter().cloned());
+    let mut seen = std::collections::BTreeSet::new();
+    keyservers.retain(|keyserver| seen.insert(keyserver.clone()));
+    let (mark, told_host) = (setup.mark, host.clone());
+    let active = directory.runtime().active.clone();
+    let mut agent = agent::Agent::new(setup, identity, directory, host, now());
+    let (facts, facts_receiver) = watch::channel(Arc::new(agent.facts(now())));
+    let (keys, keys_receiver) = watch::channel(agent.keys());
+    let (report, report_receiver) = watch::channel(Arc::new(ControlReport::default()));
+    let (told, told_receiver) = watch::channel(Told { host: told_host, ..Told::default() });
+    let (rotations, rotation_receiver) = mpsc::channel(ROTATIONS);
+    let recently_active = agent.directory().numbers_of(&active);
+    let outlets = driver::Outlets { facts, keys, report };
+    let inlets = driver::Inlets { told: told_receiver, rotations: rotation_receiver };
+    let task = tokio::spawn(driver::Driver::new(agent, keyservers, mark).run(outlets, inlets));
+    ControlHandle {
+        facts: facts_receiver,
+        keys: keys_receiver,
+        report: report_receiver,
+        recently_active,
+        rotations,
+        told,
+        task,
+    }
 }
 
 /// A change of the own keys was refused; everything is as it was.
@@ -187,18 +234,22 @@ impl ControlHandle {
 
     /// Says what the host looks like now: where this node may be reached follows from it.
     pub(crate) fn host_changed(&self, host: HostFacts) {
-        self.told.send_if_modified(|told| told.host != host && {
-            told.host = host;
-            true
+        self.told.send_if_modified(|told| {
+            told.host != host && {
+                told.host = host;
+                true
+            }
         });
     }
 
     /// Says which peers have a live session, by number; kept on disk for the next start.
     pub(crate) fn peer_active(&self, mut numbers: Vec<u32>) {
         numbers.sort_unstable();
-        self.told.send_if_modified(|told| told.active != numbers && {
-            told.active = numbers;
-            true
+        self.told.send_if_modified(|told| {
+            told.active != numbers && {
+                told.active = numbers;
+                true
+            }
         });
     }
 

@@ -136,6 +136,15 @@ impl StateDir {
         fs::symlink_metadata(self.path_of(name)).is_ok()
     }
 
+    /// How many files have a name that starts with `prefix`.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub(crate) fn count(&self, prefix: &str) -> Result<usize, StateError> {
+        let entries = fs::read_dir(&self.path).map_err(io_error("list", &self.path))?;
+        Ok(entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)).count())
+    }
+
     /// Reads a file of exactly `size` bytes; `None` if there is none.
     ///
     /// # Errors

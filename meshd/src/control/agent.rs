@@ -1,0 +1,448 @@
+//! What follows from what the keyserver says and from what the rest of `meshd` asks: directory, own record, rotation,
+//! exposure. A plain struct: events, clock readings in; messages, facts out. Only its files are written here, because
+//! an own record must be on disk before anybody hears of it.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_protocol::UnixSeconds;
+use mesh_protocol::control::{NodeMessage, Refusal, RefusalCode};
+use mesh_protocol::envelope::Envelope;
+use mesh_protocol::id::{NodeId, Position};
+use mesh_protocol::record::Endpoints;
+
+use super::session::SessionEvent;
+use super::{ControlSetup, RotateError};
+use crate::directory::{Alarms, Batch, Directory, Exposure, UNCONFIRMED_ALARM, Viewpoint, alarm};
+use crate::facts::{DirectoryFacts, HostFacts, OwnKeys};
+use crate::identity::{Identity, Met};
+use crate::paths::own_candidates;
+
+/// How often timers are looked at: a minute is what checkpoints, grants and exposure are counted in.
+const TICK: Duration = Duration::from_secs(60);
+/// How long told endpoints hold.
+const ENDPOINTS_LIFE: Duration = Duration::from_secs(60 * 60);
+/// How often they are told anew.
+const ENDPOINTS_REFRESH: Duration = Duration::from_secs(20 * 60);
+/// A clock that stepped back by less than this is a clock being disciplined.
+const CLOCK_TOLERANCE: UnixSeconds = 2;
+/// From here on an expiring grant is somebody's business.
+const EXPIRY_WARNING: UnixSeconds = 30 * 24 * 60 * 60;
+
+/// Two readings of time: for spans, and for what is signed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Now {
+    /// Running time.
+    pub(crate) instant: Instant,
+    /// Seconds since 1970.
+    pub(crate) wall: UnixSeconds,
+}
+
+/// The changes received leave a hole: the session has to start over, with everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the keyserver's changes leave a gap, asking for everything")]
+pub(super) struct StartOver;
+
+/// Everything that a control session works on.
+#[derive(Debug)]
+pub(super) struct Agent {
+    setup: ControlSetup,
+    identity: Identity,
+    directory: Directory,
+    exposure: Exposure,
+    host: HostFacts,
+    observed: Option<SocketAddr>,
+    applied: Option<Position>,
+    /// The session is open, so what is queued has somebody to hear it.
+    open: bool,
+    /// Ask for everything with the next session.
+    want_all: bool,
+    published: Option<u64>,
+    endpoints: Option<(Vec<SocketAddr>, Instant)>,
+    endpoints_seq: u64,
+    next_tick: Instant,
+    /// Facts may differ from those given out last.
+    facts_due: bool,
+    /// Own objects and answers: bounded by what one event causes, drained after each.
+    out: VecDeque<NodeMessage>,
+}
+
+impl Agent {
+    /// Takes over what is on disk. A wall clock behind the stored mark promotes the spare key: peers refuse handshake
+    /// timestamps that go back.
+    pub(super) fn new(
+        setup: ControlSetup,
+        identity: Identity,
+        directory: Directory,
+        host: HostFacts,
+        now: Now,
+    ) -> Self {
+        let exposure = Exposure::resumed(directory.runtime().unconfirmed, now.instant);
+        let mut agent = Self {
+            setup,
+            identity,
+            directory,
+            exposure,
+            host,
+            observed: None,
+            applied: None,
+            open: false,
+            want_all: false,
+            published: None,
+            endpoints: None,
+            endpoints_seq: 0,
+            next_tick: now.instant,
+            facts_due: true,
+            out: VecDeque::new(),
+        };
+        agent.check_clock(now);
+        agent
+    }
+
+    fn check_clock(&mut self, now: Now) {
+        let mark = self.directory.clock_mark();
+        if now.wall.saturating_add(CLOCK_TOLERANCE) >= mark {
+            return;
+        }
+        let behind = mark - now.wall;
+        let message = format!("the wall clock stepped back by {behind} s: keys are rotated, so that peers listen");
+        self.alarms().raise(alarm::CLOCK, "", message, now.instant);
+        match self.rotate(true, now) {
+            Ok(_) => self.directory.set_runtime(self.exposure.unconfirmed(now.instant), now.wall, None),
+            Err(error) => self.storage_failed(&error.to_string(), now),
+        }
+    }
+
+    /// The first message of a session.
+    pub(super) fn hello(&mut self) -> NodeMessage {
+        self.directory.begin_stream();
+        let position = if self.want_all { None } else { self.directory.position() };
+        NodeMessage::Hello {
+            mesh: self.identity.mesh(),
+            position,
+            policy_version: self.directory.view().policy().version,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// Takes what a session brings.
+    ///
+    /// # Errors
+    /// [`StartOver`]: close the session and open another.
+    pub(super) fn handle_event(&mut self, event: SessionEvent, now: Now) -> Result<(), StartOver> {
+        self.facts_due = true;
+        match event {
+            SessionEvent::Welcome { checkpoint, policies, own_record, own_grant, observed } => {
+                self.handle_welcome(&checkpoint, &policies, own_record.as_ref(), &own_grant, observed, now);
+            }
+            SessionEvent::Items { from, to, items, checkpoint } => {
+                let batch = Batch { from, to, items: &items, checkpoint: checkpoint.as_ref() };
+                return self.handle_batch(&batch, now);
+            }
+            SessionEvent::Live(items) => self.directory.apply_live(&items, now.instant),
+            SessionEvent::Published { seq, endpoints: false } => {
+                self.published = self.published.max(Some(seq));
+                self.alarms().clear(alarm::PUBLISH);
+            }
+            SessionEvent::Published { .. } => {}
+            SessionEvent::Checkpoint(checkpoint) => self.handle_checkpoint(&checkpoint, now),
+            SessionEvent::Rotate { request, force } => self.handle_rotate(request, force, now),
+            SessionEvent::Refused(refusal) => self.handle_refusal(&refusal, now),
+        }
+        Ok(())
+    }
+
+    fn handle_welcome(
+        &mut self,
+        checkpoint: &Envelope,
+        policies: &[Envelope],
+        own_record: Option<&Envelope>,
+        own_grant: &Envelope,
+        observed: SocketAddr,
+        now: Now,
+    ) {
+        self.open = true;
+        self.observed = Some(observed);
+        for policy in policies {
+            self.directory.apply(policy, now.instant);
+        }
+        self.directory.apply(own_grant, now.instant);
+        self.handle_checkpoint(checkpoint, now);
+        self.take_own_grant(now);
+        if let Some(record) = own_record {
+            self.meet_own_record(record, now);
+        }
+        self.publish_record(now);
+        self.endpoints = None;
+        self.publish_endpoints(now);
+        if let Some(position) = self.applied {
+            self.out.push_back(NodeMessage::Applied { position });
+        }
+    }
+
+    fn handle_batch(&mut self, batch: &Batch<'_>, now: Now) -> Result<(), StartOver> {
+        let before = self.checkpoint_time();
+        self.directory.apply_batch(batch, now.instant).map_err(|gap| {
+            tracing::warn!(error = %gap, "directory changes do not attach");
+            self.want_all = true;
+            StartOver
+        })?;
+        self.want_all = false;
+        self.confirm_if_newer(before, now);
+        self.take_own_grant(now);
+        Ok(())
+    }
+
+    fn handle_checkpoint(&mut self, checkpoint: &Envelope, now: Now) {
+        if self.directory.apply_checkpoint(checkpoint, now.instant) {
+            self.confirm(now);
+        }
+    }
+
+    fn confirm_if_newer(&mut self, before: Option<UnixSeconds>, now: Now) {
+        if self.checkpoint_time() > before {
+            self.confirm(now);
+        }
+    }
+
+    fn confirm(&mut self, now: Now) {
+        self.exposure.confirm(now.instant);
+        self.alarms().clear(alarm::UNCONFIRMED);
+    }
+
+    fn checkpoint_time(&self) -> Option<UnixSeconds> {
+        self.directory.checkpoint().map(|checkpoint| checkpoint.time)
+    }
+
+    fn take_own_grant(&mut self, now: Now) {
+        let Some((envelope, grant)) = self.directory.newer_own_grant(&self.identity.membership().grant) else {
+            return;
+        };
+        match self.identity.set_grant(&envelope, grant) {
+            Ok(()) if self.open => self.publish_record(now),
+            Ok(()) => {}
+            Err(error) => self.storage_failed(&error.to_string(), now),
+        }
+    }
+
+    fn meet_own_record(&mut self, record: &Envelope, now: Now) {
+        match self.identity.meet_own_record(record, now.wall) {
+            Ok(Met::Known) => {}
+            Ok(Met::Ahead) => {
+                let message = "the keyserver holds a record of this node that this disk does not know: it was \
+                               restored from a backup, or a copy of it is at work elsewhere";
+                self.alarms().raise(alarm::OWN_RECORD, "", message.to_owned(), now.instant);
+            }
+            Ok(Met::NotOurs) => tracing::warn!("the keyserver shows a record as ours that is not"),
+            Err(error) => self.storage_failed(&error.to_string(), now),
+        }
+    }
+
+    fn publish_record(&mut self, now: Now) {
+        match self.identity.record() {
+            Ok(envelope) if self.published != Some(self.identity.ring().seq()) => {
+                self.out.push_back(NodeMessage::Publish { envelope });
+            }
+            Ok(_) => {}
+            Err(error) => self.storage_failed(&error.to_string(), now),
+        }
+    }
+
+    fn publish_endpoints(&mut self, now: Now) {
+        let pools = self.directory.pools();
+        let mesh: Vec<_> = pools.iter().map(|pool| pool.prefix).collect();
+        let (advertise, underlay) = (&self.setup.config.advertise, &self.host.underlay_addresses);
+        let observed = self.observed.map(|observed| observed.ip());
+        let candidates = own_candidates(advertise, underlay, observed, self.setup.port, &mesh);
+        let known = self.endpoints.as_ref().is_some_and(|(told, at)| {
+            *told == candidates && now.instant.saturating_duration_since(*at) < ENDPOINTS_REFRESH
+        });
+        if known || !self.open {
+            return;
+        }
+        // Milliseconds, so that a restart goes on above; and above itself when the clock stands still.
+        self.endpoints_seq = self.endpoints_seq.saturating_add(1).max(now.wall.saturating_mul(1000));
+        let endpoints = Endpoints {
+            node: self.identity.node(),
+            seq: self.endpoints_seq,
+            candidates: candidates.clone(),
+            expires: now.wall.saturating_add(ENDPOINTS_LIFE.as_secs()),
+        };
+        self.endpoints = Some((candidates, now.instant));
+        let envelope = Envelope::seal(self.identity.mesh(), &endpoints, &[self.identity.key()]);
+        self.out.push_back(NodeMessage::Publish { envelope });
+    }
+
+    fn handle_rotate(&mut self, request: u64, force: bool, now: Now) {
+        let (epoch, error) = match self.rotate(force, now) {
+            Ok(epoch) => (Some(epoch), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        self.out.push_back(NodeMessage::Rotated { request, epoch, error });
+    }
+
+    fn handle_refusal(&mut self, refusal: &Refusal, now: Now) {
+        tracing::warn!(code = ?refusal.code, error = %refusal, "keyserver refused a message");
+        if matches!(refusal.code, RefusalCode::Record | RefusalCode::Revoked) {
+            self.alarms().raise(alarm::PUBLISH, "", format!("the keyserver refused: {refusal}"), now.instant);
+        }
+    }
+
+    /// Promotes the spare key and publishes the record that says so.
+    ///
+    /// # Errors
+    /// [`RotateError`]; nothing has changed then.
+    pub(super) fn rotate(&mut self, force: bool, now: Now) -> Result<u64, RotateError> {
+        let epoch = self.identity.promote(now.wall, force)?;
+        tracing::info!(epoch, "spare key promoted");
+        if self.open {
+            self.publish_record(now);
+        }
+        Ok(epoch)
+    }
+
+    /// Everything up to `position` is in force on this node.
+    pub(super) fn set_applied(&mut self, position: Position) {
+        if self.applied.replace(position) != Some(position) && self.open {
+            self.out.push_back(NodeMessage::Applied { position });
+        }
+    }
+
+    /// The host changed.
+    pub(super) fn set_host(&mut self, host: HostFacts, now: Now) {
+        self.facts_due = true;
+        self.host = host;
+        self.publish_endpoints(now);
+    }
+
+    /// The session is over.
+    pub(super) fn session_ended(&mut self) {
+        self.open = false;
+        self.published = None;
+        self.out.clear();
+    }
+
+    /// The next message to send, until `None`.
+    pub(super) fn poll_transmit(&mut self) -> Option<NodeMessage> {
+        self.out.pop_front()
+    }
+
+    /// When to call [`Self::handle_timeout`].
+    pub(super) fn poll_timeout(&self) -> Instant {
+        self.next_tick
+    }
+
+    /// Runs what is due. Tells whether it is time to store the runtime file.
+    pub(super) fn handle_timeout(&mut self, now: Now) -> bool {
+        if now.instant < self.next_tick {
+            return false;
+        }
+        self.next_tick = now.instant + TICK;
+        self.facts_due = true;
+        self.check_clock(now);
+        match self.identity.retire(now.wall) {
+            Ok(true) => {
+                tracing::info!("previous key wiped");
+                if self.open {
+                    self.publish_record(now);
+                }
+            }
+            Ok(false) => {}
+            Err(error) => self.storage_failed(&error.to_string(), now),
+        }
+        self.publish_endpoints(now);
+        self.raise_timed_alarms(now);
+        true
+    }
+
+    fn raise_timed_alarms(&mut self, now: Now) {
+        let unconfirmed = self.exposure.unconfirmed(now.instant);
+        if unconfirmed >= UNCONFIRMED_ALARM {
+            let hours = unconfirmed.as_secs() / 3600;
+            let message = format!("no fresh checkpoint for {hours} h of running time: is a keyserver reachable?");
+            self.alarms().raise(alarm::UNCONFIRMED, "", message, now.instant);
+        }
+        let (expires, clock) = (self.identity.grant().expires, self.directory.expiry_clock(now.wall));
+        if expires.saturating_sub(clock) < EXPIRY_WARNING {
+            let days = expires.saturating_sub(clock) / 86_400;
+            self.alarms().raise(
+                alarm::EXPIRY,
+                "",
+                format!("the grant of this node expires in {days} days"),
+                now.instant,
+            );
+        } else {
+            self.alarms().clear(alarm::EXPIRY);
+        }
+        if self.directory.is_own_revoked(self.identity.grant().generation) {
+            let message = "this node is revoked: its tunnels are closed, and no peer answers it";
+            self.alarms().raise(alarm::REVOKED, "", message.to_owned(), now.instant);
+        }
+    }
+
+    /// A file could not be written: service goes on, somebody should know.
+    pub(super) fn storage_failed(&mut self, error: &str, now: Now) {
+        self.alarms().raise(alarm::STORAGE, "", error.to_owned(), now.instant);
+    }
+
+    /// Files can be written.
+    pub(super) fn storage_works(&mut self) {
+        self.alarms().clear(alarm::STORAGE);
+    }
+
+    /// The directory as the rest of `meshd` needs it.
+    pub(super) fn facts(&mut self, now: Now) -> DirectoryFacts {
+        let exposed = self.exposure.unconfirmed(now.instant) >= self.exposure_limit();
+        let own = self.identity.grant().clone();
+        let underlay = &self.host.underlay_addresses;
+        self.directory.facts(&Viewpoint { own: &own, underlay, wall: now.wall, exposed })
+    }
+
+    /// Takes the flag that facts may have changed.
+    pub(super) fn take_facts_due(&mut self) -> bool {
+        std::mem::take(&mut self.facts_due)
+    }
+
+    /// The own keys as the data plane needs them.
+    pub(super) fn keys(&self) -> Arc<OwnKeys> {
+        Arc::new(self.identity.own_keys())
+    }
+
+    /// Notes what changes all the time, to be stored with the runtime file.
+    pub(super) fn note_runtime(&mut self, active: Option<&[u32]>, now: Now) {
+        let active: Option<Vec<NodeId>> = active.map(|numbers| self.directory.nodes_numbered(numbers));
+        let wall = now.wall.max(self.directory.clock_mark());
+        self.directory.set_runtime(self.exposure.unconfirmed(now.instant), wall, active);
+    }
+
+    /// Running time without a fresh checkpoint.
+    pub(super) fn exposure(&self) -> Exposure {
+        self.exposure
+    }
+
+    /// How long that may last.
+    pub(super) fn exposure_limit(&self) -> Duration {
+        Duration::from_secs(self.directory.view().policy().exposure)
+    }
+
+    /// Whether the keyserver has the newest own record.
+    pub(super) fn is_published(&self) -> bool {
+        self.published == Some(self.identity.ring().seq())
+    }
+
+    /// Who this node is.
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// What it believes.
+    pub(super) fn directory(&mut self) -> &mut Directory {
+        &mut self.directory
+    }
+
+    fn alarms(&mut self) -> &mut Alarms {
+        self.directory.alarms()
+    }
+}

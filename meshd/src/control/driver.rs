@@ -1,0 +1,351 @@
+//! The task around [`Agent`] and [`Session`]: connects, waits, stores, and tells the rest of `meshd` what changed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use mesh_protocol::control::ALPN_NODE;
+use mesh_protocol::tls::ServerKeys;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::sleep_until;
+use tracing::{info, warn};
+
+use super::agent::{Agent, Now};
+use super::backoff::Backoff;
+use super::connect::{Dialer, Opener, Transport};
+use super::link::{Link, LinkEvent};
+use super::session::Session;
+use super::{ControlReport, Rotation, Told};
+use crate::directory::Files;
+use crate::facts::{DirectoryFacts, OwnKeys};
+use crate::state_dir::{StateDir, StateError};
+
+/// A session that held for this long was a good one: the next wait is short again.
+const GOOD_SESSION: Duration = Duration::from_secs(10);
+/// Least time between two writes of the directory file, so that a stream of changes does not keep the disk busy.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+
+/// Reads both clocks.
+pub(crate) fn now() -> Now {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    Now { instant: Instant::now(), wall }
+}
+
+/// The sending halves of what [`ControlHandle`](super::ControlHandle) offers.
+pub(super) struct Outlets {
+    pub(super) facts: watch::Sender<Arc<DirectoryFacts>>,
+    pub(super) keys: watch::Sender<Arc<OwnKeys>>,
+    pub(super) report: watch::Sender<Arc<ControlReport>>,
+}
+
+/// The receiving halves.
+pub(super) struct Inlets {
+    pub(super) told: watch::Receiver<Told>,
+    pub(super) rotations: mpsc::Receiver<Rotation>,
+}
+
+/// The control task's state.
+pub(super) struct Driver {
+    agent: Agent,
+    state: StateDir,
+    keyservers: Vec<String>,
+    mark: u32,
+    /// Index of the keyserver tried now, and how it is reached.
+    at: usize,
+    preferred: Transport,
+    link: Option<Link>,
+    session: Option<(Session, Instant)>,
+    retry: Instant,
+    backoff: Backoff,
+    saving: Option<JoinHandle<Result<(), StateError>>>,
+    next_save: Instant,
+    runtime_due: bool,
+    report: ControlReport,
+    active: Option<Vec<u32>>,
+}
+
+impl Driver {
+    /// Takes over an agent.
+    pub(super) fn new(agent: Agent, keyservers: Vec<String>, mark: u32) -> Self {
+        let now = Instant::now();
+        let state = agent.identity().state().clone();
+        Self {
+            agent,
+            state,
+            keyservers,
+            mark,
+            at: 0,
+            preferred: Transport::default(),
+            link: None,
+            session: None,
+            retry: now,
+            backoff: Backoff::default(),
+            saving: None,
+            next_save: now,
+            runtime_due: false,
+            report: ControlReport::default(),
+            active: None,
+        }
+    }
+
+    /// Runs until told to stop, or until nobody holds the handle.
+    pub(super) async fn run(mut self, outlets: Outlets, mut inlets: Inlets) {
+        loop {
+            self.connect_if_due();
+            self.flush();
+            self.tell(&outlets);
+            self.save_if_due();
+            let wake = self.wake();
+            tokio::select! {
+                event = next_event(&mut self.link) => self.handle_link(event),
+                changed = inlets.told.changed() => {
+                    let told = inlets.told.borrow_and_update().clone();
+                    if changed.is_err() || told.stop {
+                        break;
+                    }
+                    self.handle_told(told);
+                }
+                Some(rotation) = inlets.rotations.recv() => self.handle_rotation(rotation, &outlets),
+                result = saved(&mut self.saving) => self.handle_saved(result),
+                () = sleep_until(wake.into()) => self.handle_timeout(),
+            }
+        }
+        self.finish().await;
+    }
+
+    fn connect_if_due(&mut self) {
+        if self.link.is_some() || Instant::now() < self.retry || self.keyservers.is_empty() {
+            return;
+        }
+        let address = self.keyservers[self.at % self.keyservers.len()].clone();
+        self.report.keyserver = Some(address.clone());
+        let policy = self.agent.directory().view().policy();
+        let dialer = Dialer {
+            servers: ServerKeys::OneOf(policy.keyservers.clone()),
+            key: self.agent.identity().key().clone(),
+            alpn: ALPN_NODE,
+            opener: Opener::Node,
+            mark: self.mark,
+        };
+        self.link = Some(Link::start(dialer, address, self.preferred));
+    }
+
+    fn flush(&mut self) {
+        let (Some(link), Some((session, _))) = (&self.link, &mut self.session) else { return };
+        while let Some(message) = self.agent.poll_transmit() {
+            session.send(message);
+        }
+        while let Some(message) = session.poll_transmit() {
+            if !link.send(message) {
+                return self.hang_up("the keyserver takes no messages");
+            }
+        }
+    }
+
+    fn handle_link(&mut self, event: LinkEvent) {
+        let now = now();
+        match event {
+            LinkEvent::Up { transport } => {
+                self.preferred = transport;
+                self.session = Some((Session::new(self.agent.hello(), now.instant), now.instant));
+            }
+            LinkEvent::Unknown(number) => {
+                if let Some((session, _)) = &mut self.session {
+                    session.handle_unknown(number);
+                }
+            }
+            LinkEvent::Down(reason) => self.hang_up(&reason),
+            LinkEvent::Message(message) => {
+                let Some((session, _)) = &mut self.session else { return };
+                let was_open = session.is_open();
+                match session.handle_message(message, now.instant) {
+                    Ok(None) => {}
+                    Ok(Some(event)) => {
+                        if let Err(error) = self.agent.handle_event(event, now) {
+                            return self.hang_up(&error.to_string());
+                        }
+                    }
+                    Err(end) => return self.hang_up(&end.to_string()),
+                }
+                if !was_open {
+                    self.session_opened();
+                }
+            }
+        }
+    }
+
+    fn session_opened(&mut self) {
+        self.report.transport = Some(self.preferred.as_str());
+        self.report.error = None;
+        self.report.sessions += 1;
+        let keyserver = self.report.keyserver.as_deref().unwrap_or_default();
+        info!(keyserver, transport = self.preferred.as_str(), "control session open");
+        // The keyserver's key may have been good for the policy held, and not be in the one just received.
+        if self.agent.directory().view().policy().keyservers.is_empty() {
+            self.hang_up("the policy names no keyserver");
+        }
+    }
+
+    fn hang_up(&mut self, reason: &str) {
+        let now = Instant::now();
+        let good = self
+            .session
+            .take()
+            .is_some_and(|(session, since)| session.is_open() && now.saturating_duration_since(since) >= GOOD_SESSION);
+        if good {
+            self.backoff.reset();
+        } else {
+            // This one does not serve us: the next one's turn.
+            self.at = (self.at + 1) % self.keyservers.len().max(1);
+        }
+        self.link = None;
+        self.agent.session_ended();
+        let wait = self.backoff.next(random());
+        self.retry = now + wait;
+        self.report.transport = None;
+        self.report.error = Some(reason.to_owned());
+        warn!(error = reason, retry_ms = wait.as_millis(), "no control session");
+    }
+
+    fn handle_told(&mut self, told: Told) {
+        let now = now();
+        if let Some(position) = told.applied {
+            self.agent.set_applied(position);
+        }
+        self.agent.set_host(told.host, now);
+        if self.active.as_ref() != Some(&told.active) {
+            self.active = Some(told.active);
+        }
+    }
+
+    fn handle_rotation(&mut self, rotation: Rotation, outlets: &Outlets) {
+        let result = self.agent.rotate(rotation.force, now());
+        self.tell(outlets);
+        // Whoever asked may have gone; the rotation holds.
+        let _ = rotation.answer.send(result);
+    }
+
+    fn handle_timeout(&mut self) {
+        let now = now();
+        if let Some((session, _)) = &self.session
+            && let Err(end) = session.handle_timeout(now.instant)
+        {
+            self.hang_up(&end.to_string());
+        }
+        self.runtime_due |= self.agent.handle_timeout(now);
+    }
+
+    fn wake(&mut self) -> Instant {
+        let session = self.session.as_ref().map(|(session, _)| session.poll_timeout());
+        let retry = (self.link.is_none() && !self.keyservers.is_empty()).then_some(self.retry);
+        let save = (self.saving.is_none() && self.agent.directory().is_unsaved()).then_some(self.next_save);
+        let timers = [Some(self.agent.poll_timeout()), session, retry, save];
+        timers.into_iter().flatten().min().unwrap_or_else(|| Instant::now() + SAVE_EVERY)
+    }
+
+    fn tell(&mut self, outlets: &Outlets) {
+        let now = now();
+        if self.agent.take_facts_due() {
+            let facts = self.agent.facts(now);
+            outlets.facts.send_if_modified(|held| {
+                **held != facts && {
+                    *held = Arc::new(facts);
+                    true
+                }
+            });
+        }
+        let seq = self.agent.identity().ring().seq();
+        outlets.keys.send_if_modified(|held| {
+            held.seq != seq && {
+                *held = self.agent.keys();
+                true
+            }
+        });
+        self.refresh_report();
+        outlets.report.send_if_modified(|held| {
+            **held != self.report && {
+                *held = Arc::new(self.report.clone());
+                true
+            }
+        });
+    }
+
+    fn refresh_report(&mut self) {
+        let report = &mut self.report;
+        report.published = self.agent.is_published();
+        report.exposure = self.agent.exposure_limit();
+        (report.unconfirmed, report.read) = self.agent.exposure().reading();
+        let directory = self.agent.directory();
+        report.position = directory.position();
+        report.stale = directory.is_stale();
+        report.refused = directory.refused();
+        report.alarms = directory.alarms().standing();
+    }
+
+    fn save_if_due(&mut self) {
+        let now = now();
+        let whole = self.agent.directory().is_unsaved() && now.instant >= self.next_save;
+        if self.saving.is_some() || !(whole || self.runtime_due) {
+            return;
+        }
+        let files = self.files(whole, now);
+        let state = self.state.clone();
+        self.next_save = now.instant + SAVE_EVERY;
+        self.saving = Some(tokio::task::spawn_blocking(move || files.store(&state)));
+    }
+
+    fn files(&mut self, whole: bool, now: Now) -> Files {
+        self.runtime_due = false;
+        self.agent.note_runtime(self.active.as_deref(), now);
+        if whole {
+            self.agent.directory().mark_saved();
+        }
+        self.agent.directory().files(whole)
+    }
+
+    fn handle_saved(&mut self, result: Result<(), String>) {
+        match result {
+            Ok(()) => self.agent.storage_works(),
+            Err(error) => {
+                // Tried again with the next tick; until then the disk holds what it held.
+                self.agent.storage_failed(&error, now());
+                self.agent.directory().mark_unsaved();
+                self.next_save = Instant::now() + SAVE_EVERY * 10;
+            }
+        }
+    }
+
+    async fn finish(mut self) {
+        self.link = None;
+        if let Some(saving) = self.saving.take() {
+            // Its result no longer matters: everything is stored once more below.
+            let _ = saving.await;
+        }
+        let files = self.files(true, now());
+        if let Err(error) = files.store(&self.state) {
+            warn!(%error, "state not stored at stop");
+        }
+    }
+}
+
+async fn next_event(link: &mut Option<Link>) -> LinkEvent {
+    match link {
+        Some(link) => link.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn saved(saving: &mut Option<JoinHandle<Result<(), StateError>>>) -> Result<(), String> {
+    let Some(task) = saving else { return std::future::pending().await };
+    let result = task.await;
+    *saving = None;
+    match result {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// A number for jitter; without random bytes there is no jitter.
+fn random() -> u32 {
+    getrandom::u32().unwrap_or(u32::MAX / 2)
+}

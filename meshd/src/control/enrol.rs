@@ -1,0 +1,155 @@
+//! Enrolment: one request on a connection of its own, after the policy chain has been verified from the token's pin.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use mesh_protocol::control::{ALPN_JOIN, JoinReply, JoinRequest, Refusal};
+use mesh_protocol::envelope::Envelope;
+use mesh_protocol::id::Name;
+use mesh_protocol::key::{SigningKey, VerifyKey};
+use mesh_protocol::record::{Checkpoint, NodeGrant};
+use mesh_protocol::tls::ServerKeys;
+use mesh_protocol::token::{JoinClaim, JoinToken};
+use mesh_protocol::trust::{CheckpointVerdict, TrustError, View, compare_checkpoints};
+use tokio::time::timeout;
+
+use super::connect::{ConnectError, Connection, Dialer, Opener, Transport};
+use super::frames::{self, Frame, StreamError};
+
+/// How long a keyserver may take for its offer, and for its answer: it writes to disk in between.
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+
+/// Enrolment failed. Unless said otherwise nothing was granted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum EnrolError {
+    /// No connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// It broke.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// It is silent.
+    #[error("the keyserver does not answer")]
+    Silent,
+    /// It said something that does not belong there.
+    #[error("the keyserver sent {0}")]
+    Unexpected(&'static str),
+    /// Its trust policies do not follow from the token.
+    #[error("the keyserver does not belong to the token's mesh: {0}")]
+    OtherMesh(TrustError),
+    /// Its newest policy is older than the token, or another one of the same version.
+    #[error("the keyserver shows trust policy {shown}, the token was made under policy {pinned} or another one")]
+    OtherPolicy {
+        /// Newest version shown.
+        shown: u64,
+        /// The token's.
+        pinned: u64,
+    },
+    /// It answers with a key that the policy does not name.
+    #[error("the keyserver answers with key {0}, which the mesh's trust policy does not name")]
+    UnknownKey(VerifyKey),
+    /// It refused the request.
+    #[error("the keyserver refused: {0}")]
+    Refused(Refusal),
+    /// What it granted is not for this node, or not by an issuer.
+    #[error("the keyserver's grant is not valid: {0}")]
+    BadGrant(String),
+    /// It has forgotten what the token tells of. The grant was given, and is not used.
+    #[error("STALE: the keyserver shows an older state than when the token was made: it was restored from a backup")]
+    Stale,
+}
+
+/// What enrolment gives.
+pub(crate) struct Enrolled {
+    /// The policies, and the own grant.
+    pub(crate) view: View,
+    /// The own grant.
+    pub(crate) grant: Envelope,
+    /// The newest checkpoint.
+    pub(crate) checkpoint: (Checkpoint, Envelope),
+}
+
+/// Asks the keyserver at `address` for a grant.
+///
+/// # Errors
+/// [`EnrolError`].
+pub(crate) async fn enrol(
+    address: &str,
+    token: &JoinToken,
+    key: &SigningKey,
+    name: &Name,
+    pod_cidrs: &[IpNet],
+    mark: u32,
+) -> Result<Enrolled, EnrolError> {
+    let dialer =
+        Dialer { key: key.clone(), servers: ServerKeys::Any, alpn: ALPN_JOIN, opener: Opener::Keyserver, mark };
+    let mut connection = dialer.dial(address, Transport::Quic).await?;
+    let JoinReply::Offer { policies } = answer(&mut connection).await? else {
+        return Err(EnrolError::Unexpected("something else than its policies first"));
+    };
+    let mut view = check_offer(token, &policies, &connection.server)?;
+    let claim = JoinClaim {
+        mesh: token.mesh,
+        token: token.id(),
+        identity: key.verify_key(),
+        name: name.clone(),
+        pod_cidrs: pod_cidrs.to_vec(),
+    };
+    let signature = claim.sign(&token.secret, &connection.exporter);
+    frames::write(&mut connection.writer, &JoinRequest::Enrol { claim, signature }).await?;
+    let (grant, checkpoint) = match answer(&mut connection).await? {
+        JoinReply::Granted { grant, checkpoint } => (grant, checkpoint),
+        JoinReply::Refused { refusal } => return Err(EnrolError::Refused(refusal)),
+        JoinReply::Offer { .. } => return Err(EnrolError::Unexpected("its policies twice")),
+    };
+    let checkpoint = check_granted(token, &mut view, key, &grant, &checkpoint)?;
+    Ok(Enrolled { view, grant, checkpoint })
+}
+
+async fn answer(connection: &mut Connection) -> Result<JoinReply, EnrolError> {
+    match timeout(ANSWER_WITHIN, frames::read(&mut connection.reader)).await {
+        Err(_) => Err(EnrolError::Silent),
+        Ok(Err(error)) => Err(error.into()),
+        Ok(Ok(Frame::Unknown(_))) => Err(EnrolError::Unexpected("a message of a later version: upgrade meshd")),
+        Ok(Ok(Frame::Known(JoinReply::Refused { refusal }))) => Err(EnrolError::Refused(refusal)),
+        Ok(Ok(Frame::Known(reply))) => Ok(reply),
+    }
+}
+
+/// Everything that has to hold before the node says a word.
+fn check_offer(token: &JoinToken, policies: &[Envelope], server: &VerifyKey) -> Result<View, EnrolError> {
+    let view = View::pinned(token.mesh, policies).map_err(EnrolError::OtherMesh)?;
+    let pinned = view.policies().iter().find(|policy| policy.object.version == token.policy_version);
+    if pinned.is_none_or(|pinned| pinned.hash != token.policy) {
+        return Err(EnrolError::OtherPolicy { shown: view.policy().version, pinned: token.policy_version });
+    }
+    if !view.policy().keyservers.contains(server) {
+        return Err(EnrolError::UnknownKey(*server));
+    }
+    Ok(view)
+}
+
+/// Everything that has to hold before the node believes its grant.
+fn check_granted(
+    token: &JoinToken,
+    view: &mut View,
+    key: &SigningKey,
+    grant: &Envelope,
+    checkpoint: &Envelope,
+) -> Result<(Checkpoint, Envelope), EnrolError> {
+    let bad = |error: TrustError| EnrolError::BadGrant(error.to_string());
+    let said: NodeGrant = grant.unverified().map_err(|error| EnrolError::BadGrant(error.to_string()))?;
+    if said.identity != key.verify_key() {
+        return Err(EnrolError::BadGrant("it is for another node".to_owned()));
+    }
+    view.apply(grant).map_err(bad)?;
+    let got = view.checkpoint(checkpoint).map_err(bad)?;
+    // The token's own checkpoint may be signed by a key that a later policy has dropped.
+    let keys: Vec<VerifyKey> = view.policies().iter().flat_map(|policy| policy.object.keyservers.clone()).collect();
+    let held: Checkpoint = token.checkpoint.verified(token.mesh, &keys, 1).map_err(|error| bad(error.into()))?;
+    match compare_checkpoints(&held, &got) {
+        CheckpointVerdict::Newer => Ok((got, checkpoint.clone())),
+        CheckpointVerdict::Stale | CheckpointVerdict::Equivocation => Err(EnrolError::Stale),
+    }
+}

@@ -1,0 +1,350 @@
+//! The verified directory: who else is in the mesh, with which keys and addresses, and how fresh that is.
+//!
+//! ```text
+//! control ─ Items, Live, Checkpoint ─> Directory ─> DirectoryFacts ─> desired
+//!                                          │
+//!                       files: directory (what was accepted), runtime (hints, exposure, clock)
+//! ```
+//!
+//! Nothing here trusts the keyserver: each object is judged by [`View`]. What is refused is counted and alarmed and
+//! never stops the rest; a map that lacks a member changes nothing.
+
+mod alarms;
+mod disk;
+mod exposure;
+mod facts;
+mod stream;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use mesh_protocol::UnixSeconds;
+use mesh_protocol::envelope::{Envelope, Kind};
+use mesh_protocol::id::{Hash, NodeId, Position};
+use mesh_protocol::record::{Checkpoint, NodeGrant};
+use mesh_protocol::trust::{Change, CheckpointVerdict, TrustError, View, compare_checkpoints};
+
+use crate::identity::Identity;
+use crate::state_dir::{StateDir, StateError};
+
+pub(crate) use alarms::{Alarms, alarm};
+pub(crate) use disk::{Evidence, Files};
+pub(crate) use exposure::{ALARM_AFTER as UNCONFIRMED_ALARM, Exposure};
+pub(crate) use facts::Viewpoint;
+pub(crate) use stream::Batch;
+use stream::Stream;
+
+/// Most evidence kept until it is stored; what comes on top is counted as an alarm only.
+const MOST_EVIDENCE: usize = 16;
+
+/// Changes of the directory do not attach to where it stands: ask for everything again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("changes from {from:?} do not follow {at:?}")]
+pub(crate) struct Gap {
+    /// Where they attach.
+    pub(crate) from: Position,
+    /// Where the directory stands.
+    pub(crate) at: Option<Position>,
+}
+
+/// A point in the history and the hash of everything before it, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    position: Position,
+    state: Option<Hash>,
+}
+
+/// Everything this node believes about the mesh.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    view: View,
+    own: NodeId,
+    /// Where a later session resumes: on disk with the view.
+    mark: Option<Mark>,
+    checkpoint: Option<(Checkpoint, Envelope)>,
+    /// Grants before the held ones: records still speak under them until their nodes speak again.
+    earlier_grants: BTreeMap<NodeId, Envelope>,
+    stream: Stream,
+    stale: bool,
+    numbers: BTreeMap<NodeId, u32>,
+    next_number: u32,
+    refused: u64,
+    alarms: Alarms,
+    evidence: Vec<Evidence>,
+    runtime: disk::Runtime,
+    /// Something changed that is not on disk yet.
+    unsaved: bool,
+}
+
+impl Directory {
+    /// The directory of a node that was just admitted: policies and its own grant.
+    pub(crate) fn new(view: View, own: NodeId, checkpoint: Option<(Checkpoint, Envelope)>) -> Self {
+        Self {
+            view,
+            own,
+            mark: None,
+            checkpoint,
+            earlier_grants: BTreeMap::new(),
+            stream: Stream::default(),
+            stale: false,
+            numbers: BTreeMap::new(),
+            next_number: 1,
+            refused: 0,
+            alarms: Alarms::default(),
+            evidence: Vec::new(),
+            runtime: disk::Runtime::default(),
+            unsaved: true,
+        }
+    }
+
+    /// Reads it from disk.
+    ///
+    /// # Errors
+    /// [`StateError`] if it is missing, damaged, or of another mesh: never an empty map.
+    pub(crate) fn open(state: &StateDir, identity: &Identity) -> Result<Self, StateError> {
+        disk::read(state, identity)
+    }
+
+    /// Stores both files at once.
+    ///
+    /// # Errors
+    /// [`StateError`]; the files are then as they were.
+    pub(crate) fn save(&mut self, state: &StateDir) -> Result<(), StateError> {
+        self.files(true).store(state)?;
+        self.unsaved = false;
+        Ok(())
+    }
+
+    /// The accepted objects.
+    pub(crate) fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Where a session resumes.
+    pub(crate) fn position(&self) -> Option<Position> {
+        self.mark.map(|mark| mark.position)
+    }
+
+    /// The newest checkpoint.
+    pub(crate) fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.checkpoint.as_ref().map(|(checkpoint, _)| checkpoint)
+    }
+
+    /// The keyserver shows an older state than was seen.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale
+    }
+
+    /// Objects refused since start.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// What somebody has to look at.
+    pub(crate) fn alarms(&mut self) -> &mut Alarms {
+        &mut self.alarms
+    }
+
+    /// What is there now is about to be stored.
+    pub(crate) fn mark_saved(&mut self) {
+        self.unsaved = false;
+    }
+
+    /// Whether something changed that is not on disk yet.
+    pub(crate) fn is_unsaved(&self) -> bool {
+        self.unsaved
+    }
+
+    /// Storing failed: try again.
+    pub(crate) fn mark_unsaved(&mut self) {
+        self.unsaved = true;
+    }
+
+    /// The own grant as held here, if it is another one than `held`.
+    pub(crate) fn newer_own_grant(&self, held: &Envelope) -> Option<(Envelope, NodeGrant)> {
+        let grant = &self.view.member(self.own)?.grant;
+        (grant.envelope != *held).then(|| (grant.envelope.clone(), grant.object.clone()))
+    }
+
+    /// Whether this node itself is revoked.
+    pub(crate) fn is_own_revoked(&self, generation: u64) -> bool {
+        self.view.revoked_up_to(self.own).is_some_and(|up_to| up_to >= generation)
+            && self.view.member(self.own).is_none()
+    }
+
+    /// A session begins: changes have to attach to what is held.
+    pub(crate) fn begin_stream(&mut self) {
+        self.stream = Stream::at(self.mark);
+    }
+
+    /// Takes one batch of changes. What it holds is applied as far as it is good, in order.
+    ///
+    /// # Errors
+    /// [`Gap`]: nothing was applied, ask for everything.
+    pub(crate) fn apply_batch(&mut self, batch: &Batch<'_>, now: Instant) -> Result<(), Gap> {
+        self.stream.admit(batch)?;
+        for envelope in batch.items {
+            self.apply(envelope, now);
+        }
+        self.stream.advance(batch, self.view.mesh());
+        if let Some(checkpoint) = batch.checkpoint {
+            self.apply_checkpoint(checkpoint, now);
+        }
+        self.settle();
+        Ok(())
+    }
+
+    /// Takes endpoints as they come. Those of strangers and old ones are of no interest to anybody.
+    pub(crate) fn apply_live(&mut self, items: &[Envelope], now: Instant) {
+        for envelope in items.iter().filter(|envelope| envelope.kind() == Kind::Endpoints) {
+            match self.view.apply(envelope) {
+                Ok(_) | Err(TrustError::NoGrant(_) | TrustError::OldSeq { .. }) => {}
+                Err(error) => self.refuse(envelope, &error, now),
+            }
+        }
+    }
+
+    /// Takes one policy, grant, record or revocation.
+    pub(crate) fn apply(&mut self, envelope: &Envelope, now: Instant) {
+        let before = envelope.unverified::<NodeGrant>().ok().and_then(|grant| {
+            let held = self.view.member(grant.node)?;
+            Some((grant.node, held.grant.envelope.clone()))
+        });
+        match self.view.apply(envelope) {
+            Ok(Change::Nothing) => {}
+            Ok(change) => self.note(&change, before, now),
+            // A keyserver that was rolled back shows what was once true: said once, as STALE.
+            Err(TrustError::OldSeq { .. } | TrustError::OldGeneration { .. }) if self.stale => self.refused += 1,
+            Err(error) => self.refuse(envelope, &error, now),
+        }
+    }
+
+    /// Takes a checkpoint: tells whether it is good news, so that exposure starts over.
+    pub(crate) fn apply_checkpoint(&mut self, envelope: &Envelope, now: Instant) -> bool {
+        let got = match self.view.checkpoint(envelope) {
+            Ok(got) => got,
+            Err(error) => {
+                self.refuse(envelope, &error, now);
+                return false;
+            }
+        };
+        if !self.stream.agrees_with(&got) {
+            let message =
+                format!("the history up to revision {} is not the one its keyserver signs", got.position.revision);
+            self.alarms.raise(alarm::EQUIVOCATION, "history", message, now);
+            self.keep_evidence(envelope);
+            return false;
+        }
+        let verdict = self.checkpoint().map_or(CheckpointVerdict::Newer, |held| compare_checkpoints(held, &got));
+        match verdict {
+            CheckpointVerdict::Newer => self.hold_checkpoint(got, envelope),
+            CheckpointVerdict::Stale => {
+                self.stale = true;
+                let message = "the keyserver shows an older state than this node has seen: it was restored from a \
+                               backup, or is not telling all; tunnels stay up";
+                self.alarms.raise(alarm::STALE, "", message.to_owned(), now);
+                false
+            }
+            CheckpointVerdict::Equivocation => {
+                let message = format!("the keyserver signed two states of revision {}", got.position.revision);
+                self.alarms.raise(alarm::EQUIVOCATION, "checkpoint", message, now);
+                if let Some((_, held)) = self.checkpoint.clone() {
+                    self.keep_evidence(&held);
+                }
+                self.keep_evidence(envelope);
+                false
+            }
+        }
+    }
+
+    fn hold_checkpoint(&mut self, got: Checkpoint, envelope: &Envelope) -> bool {
+        self.stream.anchor(&got);
+        let fresh = self.checkpoint().is_none_or(|held| got.time > held.time || got.position != held.position);
+        self.unsaved |= fresh;
+        self.checkpoint = Some((got, envelope.clone()));
+        self.stale = false;
+        self.alarms.clear(alarm::STALE);
+        self.settle();
+        fresh
+    }
+
+    /// Moves the point of resumption along with the stream, but never back to what a stale keyserver shows.
+    fn settle(&mut self) {
+        if let Some(mark) = self.stream.mark().filter(|mark| !self.stale && self.mark != Some(*mark)) {
+            self.mark = Some(mark);
+            self.unsaved = true;
+        }
+    }
+
+    fn note(&mut self, change: &Change, before: Option<(NodeId, Envelope)>, now: Instant) {
+        self.unsaved = true;
+        match change {
+            Change::Grant { node, displaced } => {
+                self.earlier_grants.extend(before.filter(|(held, _)| held == node));
+                for out in displaced {
+                    let message =
+                        format!("node {} had the name or a prefix of node {} later", out.short(), node.short());
+                    self.alarms.raise(alarm::COLLISION, &out.short(), message, now);
+                }
+            }
+            Change::Revoked { node, .. } => {
+                self.earlier_grants.remove(node);
+            }
+            Change::Policy { version, dropped } if !dropped.is_empty() => {
+                let message = format!("policy {version} no longer covers {} members", dropped.len());
+                self.alarms.raise(alarm::DROPPED, "", message, now);
+            }
+            _ => {}
+        }
+    }
+
+    fn refuse(&mut self, envelope: &Envelope, error: &TrustError, now: Instant) {
+        self.refused += 1;
+        tracing::warn!(kind = ?envelope.kind(), %error, "directory object refused");
+        if let TrustError::Equivocation { signer, .. } = error {
+            let signer = signer.clone();
+            self.alarms.raise(alarm::EQUIVOCATION, &signer, error.to_string(), now);
+            if let Some(held) = self.held_beside(envelope) {
+                self.keep_evidence(&held);
+            }
+            self.keep_evidence(envelope);
+        } else {
+            self.alarms.raise(alarm::REFUSED, "", error.to_string(), now);
+        }
+    }
+
+    /// The held object that `envelope` contradicts.
+    fn held_beside(&self, envelope: &Envelope) -> Option<Envelope> {
+        use mesh_protocol::record::{Endpoints, NodeRecord};
+        let member = |node| self.view.member(node);
+        match envelope.kind() {
+            Kind::NodeGrant => {
+                let grant: NodeGrant = envelope.unverified().ok()?;
+                Some(member(grant.node)?.grant.envelope.clone())
+            }
+            Kind::NodeRecord => {
+                let record: NodeRecord = envelope.unverified().ok()?;
+                Some(member(record.node)?.record.as_ref()?.envelope.clone())
+            }
+            Kind::Endpoints => {
+                let endpoints: Endpoints = envelope.unverified().ok()?;
+                Some(member(endpoints.node)?.endpoints.as_ref()?.envelope.clone())
+            }
+            Kind::TrustPolicy | Kind::Revocation | Kind::Checkpoint | Kind::TokenLimits => None,
+        }
+    }
+
+    fn keep_evidence(&mut self, envelope: &Envelope) {
+        if self.evidence.len() < MOST_EVIDENCE {
+            self.evidence.push(Evidence::of(envelope, self.view.mesh()));
+        }
+    }
+
+    /// The highest wall clock reading that was stored.
+    pub(crate) fn clock_mark(&self) -> UnixSeconds {
+        self.runtime.clock
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
