@@ -19,6 +19,8 @@ use crate::{
 const PULSE: Duration = Duration::from_secs(1);
 /// A tunnel on new keys that could not be opened is tried again after this time and a random part of the spread.
 const REOPEN: Duration = Duration::from_secs(30);
+/// Age at which a session is renewed that only keepalives pass (whitepaper, section 6.2).
+const RENEW_AFTER: Duration = Duration::from_secs(120);
 /// Peers a call serves, so that packets get their turn.
 const BUDGET: usize = 64;
 
@@ -121,7 +123,15 @@ impl Lane {
             return;
         }
         peer.last_sent = now;
-        match (peer.sending(now), peer.path.endpoint(), out.datagrams.room()) {
+        let sending = peer.sending(now);
+        if let Some(sending) = sending {
+            // boringtun renews a session that carries data; one that is only kept alive ends after three minutes.
+            let age = peer.tunnels[sending].established().map(|at| now.since(at));
+            if age.is_some_and(|age| age >= RENEW_AFTER) && self.may_rekey(peer, sending) {
+                self.begin_handshake_on(peer, sending, now, out);
+            }
+        }
+        match (sending, peer.path.endpoint(), out.datagrams.room()) {
             (Some(sending), Some(endpoint), Some(room)) => {
                 if let Sealed::Data(len) = peer.tunnels[sending].seal(&[], now, room) {
                     out.datagrams.push_tight(len, endpoint);

@@ -10,6 +10,7 @@
 //! | a timer that was not run for long expires the session at once | the timers run before a handshake |
 //! | 90 s without an answer wipe a session that is still good | the timers rest while one would be wiped ([`Tunnel::must_rest`]) |
 //! | the first packet after 15 idle seconds begins a handshake | the timers rest until the packet was unanswered for 15 s |
+//! | times are as coarse as its timers run: a keepalive may be forgotten, and the other end then begins a handshake | keepalives are counted here |
 //! | after a cookie it waits five seconds | [`Tunnel::handle_cookie`] asks for another initiation at once |
 //! | sessions outlive 180 s if the timers rest | their age is checked here |
 //! | no limit to messages in a session | counted here |
@@ -53,6 +54,8 @@ const RETRY_UNTRIED: Duration = Duration::from_secs(1);
 const RETRY_JITTER: Duration = Duration::from_millis(333);
 /// Cookies make us repeat an initiation at once, but not more often than this.
 const COOKIE_PAUSE: Duration = Duration::from_secs(1);
+/// Data is answered by an empty message after this time if by nothing else.
+const KEEPALIVE: Duration = Duration::from_secs(10);
 /// boringtun begins a handshake if data stayed unanswered for so long.
 const UNANSWERED: Duration = Duration::from_secs(15);
 /// boringtun wipes all sessions when a handshake is 90 s old; with a margin for late timers.
@@ -159,6 +162,8 @@ pub(crate) struct Tunnel {
     heard: Option<Instant>,
     unanswered: Option<Instant>,
     last_data: Option<Instant>,
+    /// Since when the peer waits for a sign that its data arrived.
+    owes: Option<Instant>,
     kept_packets: bool,
     limits: (u64, u64),
 }
@@ -205,6 +210,7 @@ impl Tunnel {
             heard: None,
             unanswered: None,
             last_data: None,
+            owes: None,
             kept_packets: false,
             limits: (REKEY_AFTER_MESSAGES, REJECT_AFTER_MESSAGES),
         }
@@ -262,6 +268,7 @@ impl Tunnel {
         match sealed {
             (kind, len) if kind == DATA.0 => {
                 self.sent += 1;
+                self.owes = None;
                 Sealed::Data(len)
             }
             (kind, len) if kind == INITIATION.0 => {
@@ -324,6 +331,7 @@ impl Tunnel {
         self.unanswered = None;
         if matches!(opened, Opened::Packet(_)) {
             self.last_data = Some(now);
+            self.owes.get_or_insert(now);
         }
         self.confirm(session, now);
         Ok(opened)
@@ -446,6 +454,12 @@ impl Tunnel {
     /// Goes on with a handshake that is under way; runs boringtun's timers if this is the tunnel that packets are `sent`
     /// on or a handshake is under way. Others only receive until they are over, and need none.
     pub(crate) fn handle_timeout(&mut self, now: Instant, sending: bool, out: &mut [u8]) -> Due {
+        if self.owes.is_some_and(|since| now.since(since) >= KEEPALIVE) && self.can_send(now) {
+            self.owes = None;
+            if let Sealed::Data(len) = self.seal(&[], now, out) {
+                return Due::Keepalive(len);
+            }
+        }
         if let Some(attempt) = self.attempt {
             if now.since(attempt.started) >= ATTEMPT_TIME {
                 self.attempt = None;
@@ -493,6 +507,7 @@ impl Tunnel {
             return Due::Initiation(len);
         }
         self.sent += 1;
+        self.owes = None;
         Due::Keepalive(len)
     }
 

@@ -1,0 +1,193 @@
+//! Peers: idle, roaming, lying.
+
+use mesh_dataplane::{command::Event, drop_reason::DropReason};
+use mesh_dataplane_sim::{Sim, millis, minutes, packet, secs};
+
+#[test]
+fn idle_peers_cost_nothing() {
+    let mut sim = Sim::seeded(1).nodes(2);
+    sim.send(0, 1);
+    sim.advance(minutes(4));
+    for node in 0..2 {
+        assert_eq!(sim.node(node).tunnels(sim.now()), 0);
+        assert!(sim.events(node).iter().any(|event| matches!(event, Event::PeerIdle { .. })));
+    }
+    sim.link.recording = Some(Vec::new());
+    sim.advance(minutes(60));
+    assert_eq!(sim.link.recording.take().unwrap(), []);
+    assert_eq!(sim.node_mut(0).lane().poll_timeout(), None, "no timer left");
+    sim.send(0, 1);
+    sim.advance(secs(1));
+    sim.assert_all_arrived(1, 2);
+}
+
+#[test]
+fn keepalives_hold_a_session_without_traffic() {
+    let mut sim = Sim::seeded(2).nodes(2);
+    sim.node_mut(0).keepalive = Some(secs(25));
+    sim.publish(0);
+    sim.advance(minutes(30));
+    assert!(sim.peer(0, 1).unwrap().tunnels[0].confirmed);
+    assert!(sim.peer(1, 0).unwrap().tunnels[0].confirmed);
+    sim.link.recording = Some(Vec::new());
+    sim.advance(minutes(5));
+    let count = sim.link.recording.take().unwrap().len();
+    assert!((10..40).contains(&count), "{count} datagrams in five minutes");
+}
+
+#[test]
+fn a_peer_that_moves_is_followed_after_its_first_packet() {
+    let mut sim = Sim::seeded(3).nodes(2);
+    sim.send(0, 1);
+    sim.advance(secs(1));
+    let new = "198.51.100.77:7100".parse().unwrap();
+    sim.node_mut(0).move_to(new);
+    sim.send(0, 1);
+    sim.advance(millis(5));
+    assert_eq!(sim.peer(1, 0).unwrap().endpoint, Some(new));
+    let moved = |event: &Event| matches!(event, Event::EndpointMoved { to, .. } if *to == new);
+    assert!(sim.events(1).iter().any(moved));
+    sim.send(1, 0);
+    sim.advance(millis(5));
+    assert_eq!(sim.received(0), [0]);
+}
+
+#[test]
+fn forged_inner_sources_are_dropped_after_authentication() {
+    // Node 0 turns hostile: it uses a table of its own that lets anything out.
+    let mut sim = Sim::seeded(4).nodes(3);
+    sim.send(0, 1);
+    sim.advance(secs(1));
+    let forge = |source: [u8; 4], destination: [u8; 4]| {
+        let mut bytes = packet(0, 1, 99);
+        bytes[12..16].copy_from_slice(&source);
+        bytes[16..20].copy_from_slice(&destination);
+        bytes
+    };
+    let cases = [
+        (forge([10, 3, 0, 5], [10, 2, 0, 5]), DropReason::WrongSource),
+        (forge([8, 8, 8, 8], [10, 2, 0, 5]), DropReason::WrongSource),
+        (forge([10, 2, 0, 9], [10, 2, 0, 5]), DropReason::OwnSource),
+        (forge([127, 0, 0, 1], [10, 2, 0, 5]), DropReason::MartianSource),
+        (forge([224, 0, 0, 1], [10, 2, 0, 5]), DropReason::MartianSource),
+        (forge([10, 1, 0, 5], [9, 9, 9, 9]), DropReason::ForeignDestination),
+        (forge([10, 1, 0, 5], [10, 3, 0, 5]), DropReason::ForeignDestination),
+    ];
+    sim.node_mut(0).unchecked = true;
+    sim.publish(0);
+    for (n, (bytes, reason)) in cases.iter().enumerate() {
+        let before = sim.drops(1, *reason);
+        sim.send_packet(0, bytes);
+        sim.advance(secs(1));
+        assert_eq!(sim.drops(1, *reason), before + 1, "case {n}");
+    }
+    assert_eq!(sim.received(1), [0], "nothing else came in");
+    assert_eq!(sim.peer(1, 0).unwrap().refused_packets, cases.len() as u64);
+    assert_eq!(sim.drops(1, DropReason::MalformedInner), 0);
+}
+
+#[test]
+fn foreign_sources_are_refused_by_the_sender() {
+    let mut sim = Sim::seeded(5).nodes(2);
+    let mut bytes = packet(0, 1, 1);
+    bytes[12] = 11;
+    sim.send_packet(0, &bytes);
+    assert_eq!(sim.drops(0, DropReason::ForeignSource), 1);
+    assert_eq!(sim.node(0).tunnels(sim.now()), 0);
+}
+
+#[test]
+fn unknown_destinations_are_unreachable_and_answers_are_limited() {
+    let mut sim = Sim::seeded(6).nodes(2);
+    for _ in 0..1_000 {
+        sim.send_packet(0, &packet(0, 77, 0));
+    }
+    assert_eq!(sim.drops(0, DropReason::NoRoute), 1_000);
+    let answers = &sim.node(0).packets;
+    assert_eq!(answers.len(), 100);
+    assert_eq!(answers[0][12..20], [10, 78, 0, 5, 10, 1, 0, 5], "from the destination to the sender");
+    assert_eq!(answers[0][20..22], [3, 1]);
+}
+
+#[test]
+fn too_big_packets_are_told_the_mtu_and_others_pass() {
+    let mut sim = Sim::seeded(7).nodes(2);
+    let sized = |len: u16, dont_fragment: bool| {
+        let mut bytes = packet(0, 1, 5);
+        bytes.resize(usize::from(len), 0);
+        bytes[2..4].copy_from_slice(&len.to_be_bytes());
+        bytes[6] = if dont_fragment { 0x40 } else { 0 };
+        bytes
+    };
+    sim.send_packet(0, &sized(1421, true));
+    assert_eq!(sim.drops(0, DropReason::PacketTooBig), 1);
+    let icmp = sim.node(0).packets[0].clone();
+    assert_eq!((icmp[20], icmp[21], u16::from_be_bytes([icmp[26], icmp[27]])), (3, 4, 1420));
+    sim.send_packet(0, &sized(1420, true));
+    sim.send_packet(0, &sized(9_000, false));
+    sim.advance(secs(1));
+    let sizes: Vec<_> = sim.node(1).packets.iter().map(Vec::len).collect();
+    assert_eq!(sizes, [1420, 9_000]);
+}
+
+#[test]
+fn sealed_packets_are_padded_to_sixteen_and_to_the_mtu_at_most() {
+    let mut sim = Sim::seeded(8).nodes(2);
+    sim.send(0, 1);
+    sim.advance(secs(1));
+    for (len, sealed) in [(60u16, 96), (64, 96), (65, 112), (1410, 1420 + 32), (1420, 1452)] {
+        sim.link.recording = Some(Vec::new());
+        let mut bytes = packet(0, 1, 5);
+        bytes.resize(usize::from(len), 7);
+        bytes[2..4].copy_from_slice(&len.to_be_bytes());
+        sim.send_packet(0, &bytes);
+        sim.advance(millis(10));
+        assert_eq!(sim.link.recording.take().unwrap()[0].bytes.len(), sealed);
+        assert_eq!(sim.node(1).packets.last(), Some(&bytes), "and arrives as it was");
+    }
+}
+
+#[test]
+fn reordering_within_the_window_loses_nothing() {
+    let mut sim = Sim::seeded(9).nodes(2);
+    sim.send(0, 1);
+    sim.advance(secs(1));
+    sim.link.jitter = millis(50);
+    let flow = sim.flow(0, 1, std::time::Duration::from_micros(100));
+    sim.advance(secs(2));
+    let sent = sim.end_flow(flow);
+    sim.advance(secs(1));
+    assert!(!sim.received(1).is_sorted(), "the link does reorder");
+    sim.assert_all_arrived(1, sent + 1);
+}
+
+#[test]
+fn datagrams_that_are_not_wireguard_go_to_control_within_bounds() {
+    let mut sim = Sim::seeded(10).nodes(2);
+    let from = "203.0.113.1:3478".parse().unwrap();
+    let stun = [1, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 5, 5];
+    sim.inject(1, &stun, from);
+    sim.inject(1, &[0x10, 1, 2, 3], from);
+    let datagrams = |event: &Event| matches!(event, Event::Datagram { from: f, .. } if *f == from);
+    assert_eq!(sim.events(1).iter().filter(|event| datagrams(event)).count(), 2);
+    for _ in 0..5_000 {
+        sim.inject(1, &[0x10; 100], from);
+    }
+    assert!(sim.events(1).len() < 1_000);
+    assert!(sim.drops(1, DropReason::EventQueueFull) >= 4_000);
+    sim.inject(1, &[0x10; 1_501], from);
+    assert_eq!(sim.drops(1, DropReason::MalformedDatagram), 1);
+}
+
+#[test]
+fn an_enrolled_initiation_from_far_in_the_future_is_taken() {
+    // Only the order of timestamps counts; a node that went back in time comes back on its next key.
+    let mut sim = Sim::seeded(11).nodes(2);
+    sim.send(0, 1);
+    sim.advance(secs(1));
+    sim.rotate_key(0);
+    sim.restart(0);
+    sim.send(0, 1);
+    sim.advance(secs(1));
+    sim.assert_all_arrived(1, 2);
+}
