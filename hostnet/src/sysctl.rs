@@ -86,7 +86,7 @@ pub fn write(key: &Key, value: &str) -> Result<()> {
 /// Writes a setting only if it differs, and tells whether it did. Works where `/proc/sys` is read-only but right.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn ensure(key: &Key, value: &str) -> Result<bool> {
     if read(key)? == value {
         return Ok(false);

@@ -113,26 +113,9 @@ impl Builder {
         self
     }
 
-    /// Appends an attribute.
-    pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
-        put(&mut self.bytes, kind, value);
-        self
-    }
-
     /// Appends a text attribute with its closing zero.
     pub(crate) fn text(mut self, kind: u16, value: &str) -> Self {
         put_text(&mut self.bytes, kind, value);
-        self
-    }
-
-    /// Appends a number in network byte order.
-    pub(crate) fn be32(self, kind: u16, value: u32) -> Self {
-        self.bytes(kind, &value.to_be_bytes())
-    }
-
-    /// Appends an attribute whose value is attributes.
-    pub(crate) fn nested(mut self, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) -> Self {
-        put_nested(&mut self.bytes, kind, fill);
         self
     }
 
@@ -201,8 +184,9 @@ mod tests {
 
     #[test]
     fn what_is_built_is_read_back() {
-        let bytes =
-            Builder::new(7, 5, 9).raw(&[1, 2, 3, 4]).text(1, "mesh").nested(2, |out| put_be32(out, 3, 77)).finish();
+        let mut nested = Vec::new();
+        put_nested(&mut nested, 2, |out| put_be32(out, 3, 77));
+        let bytes = Builder::new(7, 5, 9).raw(&[1, 2, 3, 4]).text(1, "mesh").raw(&nested).finish();
         let twice = [bytes.clone(), bytes].concat();
         let read: Vec<_> = messages(&twice).collect();
         assert_eq!(read.len(), 2);

@@ -22,7 +22,8 @@ use mesh_hostnet::{
 };
 use support::{Pair, netns, pair};
 
-/// Whether a datagram from `left` to `right` arrives: its source there, or nothing.
+/// Whether a datagram from `left` to `right` arrives: its source there, or nothing. A virtual link delivers, or not,
+/// within the sender's call: the wait is only for a busy machine.
 fn arrives(pair: &Pair, from: &str, to: &str) -> Option<SocketAddr> {
     let receiver = pair.right.run(|| UdpSocket::bind(to).unwrap()).unwrap();
     receiver.set_read_timeout(Some(Duration::from_millis(300))).unwrap();

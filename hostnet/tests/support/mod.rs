@@ -1,6 +1,8 @@
 //! What the tests of this crate share: two namespaces joined by a veth pair.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, reason = "tests")]
 
+use std::time::{Duration, Instant};
+
 use mesh_hostnet::{
     Handle,
     address::Address,
@@ -37,6 +39,12 @@ pub fn pair() -> Pair {
             let address = Address { no_prefix_route: false, ..Address::plain(link, net.parse().unwrap()) };
             handle.replace_address(&address).unwrap();
         }
+    }
+    // The kernel starts a link's queue a moment after its carrier: until then it drops what is sent.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !near.link_by_index(l).unwrap().unwrap().running || !far.link_by_index(r).unwrap().unwrap().running {
+        assert!(Instant::now() < deadline, "the links do not come up");
+        std::thread::sleep(Duration::from_millis(1));
     }
     Pair { left, right, near, far, l, r }
 }
