@@ -240,7 +240,7 @@ list_of! {
     nets, ipnet::IpNet, net
 }
 list_of! {
-    /// Reads and writes a list of [`SocketAddr`](std::net::SocketAddr).
+    /// Reads and writes a list of [`SocketAddr`].
     sockets, std::net::SocketAddr, socket
 }
 
