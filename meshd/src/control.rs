@@ -267,3 +267,6 @@ impl ControlHandle {
         self.task.await
     }
 }
+
+#[cfg(test)]
+mod tests;

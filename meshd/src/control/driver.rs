@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mesh_protocol::control::ALPN_NODE;
+use mesh_protocol::key::VerifyKey;
 use mesh_protocol::tls::ServerKeys;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -53,6 +54,8 @@ pub(super) struct Driver {
     /// Index of the keyserver tried now, and how it is reached.
     at: usize,
     preferred: Transport,
+    /// Key of the keyserver connected to.
+    server: Option<VerifyKey>,
     link: Option<Link>,
     session: Option<(Session, Instant)>,
     retry: Instant,
@@ -76,6 +79,7 @@ impl Driver {
             mark,
             at: 0,
             preferred: Transport::default(),
+            server: None,
             link: None,
             session: None,
             retry: now,
@@ -145,8 +149,9 @@ impl Driver {
     fn handle_link(&mut self, event: LinkEvent) {
         let now = now();
         match event {
-            LinkEvent::Up { transport } => {
+            LinkEvent::Up { transport, server } => {
                 self.preferred = transport;
+                self.server = Some(server);
                 self.session = Some((Session::new(self.agent.hello(), now.instant), now.instant));
             }
             LinkEvent::Unknown(number) => {
@@ -170,6 +175,7 @@ impl Driver {
                 if !was_open {
                     self.session_opened();
                 }
+                self.check_server_key();
             }
         }
     }
@@ -180,14 +186,19 @@ impl Driver {
         self.report.sessions += 1;
         let keyserver = self.report.keyserver.as_deref().unwrap_or_default();
         info!(keyserver, transport = self.preferred.as_str(), "control session open");
-        // The keyserver's key may have been good for the policy held, and not be in the one just received.
-        if self.agent.directory().view().policy().keyservers.is_empty() {
-            self.hang_up("the policy names no keyserver");
+    }
+
+    /// A key that was good for the policy held may not be in one just received.
+    fn check_server_key(&mut self) {
+        let named = &self.agent.directory().view().policy().keyservers;
+        if self.server.is_some_and(|server| !named.contains(&server)) {
+            self.hang_up("the newest trust policy does not name the key this keyserver answers with");
         }
     }
 
     fn hang_up(&mut self, reason: &str) {
         let now = Instant::now();
+        let unanswered = self.session.as_ref().is_some_and(|(session, _)| !session.is_open());
         let good = self
             .session
             .take()
@@ -199,11 +210,16 @@ impl Driver {
             self.at = (self.at + 1) % self.keyservers.len().max(1);
         }
         self.link = None;
+        self.server = None;
         self.agent.session_ended();
         let wait = self.backoff.next(random());
         self.retry = now + wait;
         self.report.transport = None;
-        self.report.error = Some(reason.to_owned());
+        // It gives unknown and revoked nodes neither message nor reason.
+        let hint =
+            if unanswered { " before it said a word: it may not know this node, or have revoked it" } else { "" };
+        let reason = format!("{reason}{hint}");
+        self.report.error = Some(reason.clone());
         warn!(error = reason, retry_ms = wait.as_millis(), "no control session");
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_protocol::control::{ALPN_JOIN, JoinReply, JoinRequest, Refusal};
-use mesh_protocol::envelope::Envelope;
+use mesh_protocol::envelope::{Envelope, Kind};
 use mesh_protocol::id::Name;
 use mesh_protocol::key::{SigningKey, VerifyKey};
 use mesh_protocol::record::{Checkpoint, NodeGrant};
@@ -18,6 +18,10 @@ use super::frames::{self, Frame, StreamError};
 
 /// How long a keyserver may take for its offer, and for its answer: it writes to disk in between.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+/// How long the rest of a long policy chain may take, when what came so far does not do.
+const MORE_WITHIN: Duration = Duration::from_secs(3);
+/// Longest policy chain read: a policy for each change of clusters or keys. At most 32 KiB each.
+const MOST_POLICIES: usize = 4096;
 
 /// Enrolment failed. Unless said otherwise nothing was granted.
 #[derive(Debug, thiserror::Error)]
@@ -85,10 +89,7 @@ pub(crate) async fn enrol(
     let dialer =
         Dialer { key: key.clone(), servers: ServerKeys::Any, alpn: ALPN_JOIN, opener: Opener::Keyserver, mark };
     let mut connection = dialer.dial(address, Transport::Quic).await?;
-    let JoinReply::Offer { policies } = answer(&mut connection).await? else {
-        return Err(EnrolError::Unexpected("something else than its policies first"));
-    };
-    let mut view = check_offer(token, &policies, &connection.server)?;
+    let mut view = read_offers(&mut connection, token).await?;
     let claim = JoinClaim {
         mesh: token.mesh,
         token: token.id(),
@@ -98,17 +99,20 @@ pub(crate) async fn enrol(
     };
     let signature = claim.sign(&token.secret, &connection.exporter);
     frames::write(&mut connection.writer, &JoinRequest::Enrol { claim, signature }).await?;
-    let (grant, checkpoint) = match answer(&mut connection).await? {
-        JoinReply::Granted { grant, checkpoint } => (grant, checkpoint),
-        JoinReply::Refused { refusal } => return Err(EnrolError::Refused(refusal)),
-        JoinReply::Offer { .. } => return Err(EnrolError::Unexpected("its policies twice")),
+    let (grant, checkpoint) = loop {
+        match answer(&mut connection, ANSWER_WITHIN).await? {
+            JoinReply::Granted { grant, checkpoint } => break (grant, checkpoint),
+            JoinReply::Refused { refusal } => return Err(EnrolError::Refused(refusal)),
+            // The end of a long chain, which was not waited for.
+            JoinReply::Offer { policies } => extend(&mut view, &policies)?,
+        }
     };
     let checkpoint = check_granted(token, &mut view, key, &grant, &checkpoint)?;
     Ok(Enrolled { view, grant, checkpoint })
 }
 
-async fn answer(connection: &mut Connection) -> Result<JoinReply, EnrolError> {
-    match timeout(ANSWER_WITHIN, frames::read(&mut connection.reader)).await {
+async fn answer(connection: &mut Connection, within: Duration) -> Result<JoinReply, EnrolError> {
+    match timeout(within, frames::read(&mut connection.reader)).await {
         Err(_) => Err(EnrolError::Silent),
         Ok(Err(error)) => Err(error.into()),
         Ok(Ok(Frame::Unknown(_))) => Err(EnrolError::Unexpected("a message of a later version: upgrade meshd")),
@@ -117,17 +121,37 @@ async fn answer(connection: &mut Connection) -> Result<JoinReply, EnrolError> {
     }
 }
 
-/// Everything that has to hold before the node says a word.
-fn check_offer(token: &JoinToken, policies: &[Envelope], server: &VerifyKey) -> Result<View, EnrolError> {
-    let view = View::pinned(token.mesh, policies).map_err(EnrolError::OtherMesh)?;
+/// Reads policies until everything holds that has to before the node says a word.
+async fn read_offers(connection: &mut Connection, token: &JoinToken) -> Result<View, EnrolError> {
+    let JoinReply::Offer { policies } = answer(connection, ANSWER_WITHIN).await? else {
+        return Err(EnrolError::Unexpected("something else than its policies first"));
+    };
+    let mut view = View::pinned(token.mesh, &policies).map_err(EnrolError::OtherMesh)?;
+    while let Err(error) = check_offer(token, &view, &connection.server) {
+        // What is missing may be in the next piece of a long chain.
+        match answer(connection, MORE_WITHIN).await {
+            Ok(JoinReply::Offer { policies }) if !policies.is_empty() => extend(&mut view, &policies)?,
+            _ => return Err(error),
+        }
+    }
+    Ok(view)
+}
+
+fn extend(view: &mut View, policies: &[Envelope]) -> Result<(), EnrolError> {
+    let longer = view.policies().len() + policies.len();
+    if longer > MOST_POLICIES {
+        return Err(EnrolError::Unexpected("more trust policies than a mesh has"));
+    }
+    let policies = policies.iter().filter(|envelope| envelope.kind() == Kind::TrustPolicy);
+    policies.map(|policy| view.apply(policy).map(drop).map_err(EnrolError::OtherMesh)).collect()
+}
+
+fn check_offer(token: &JoinToken, view: &View, server: &VerifyKey) -> Result<(), EnrolError> {
     let pinned = view.policies().iter().find(|policy| policy.object.version == token.policy_version);
     if pinned.is_none_or(|pinned| pinned.hash != token.policy) {
         return Err(EnrolError::OtherPolicy { shown: view.policy().version, pinned: token.policy_version });
     }
-    if !view.policy().keyservers.contains(server) {
-        return Err(EnrolError::UnknownKey(*server));
-    }
-    Ok(view)
+    if view.policy().keyservers.contains(server) { Ok(()) } else { Err(EnrolError::UnknownKey(*server)) }
 }
 
 /// Everything that has to hold before the node believes its grant.

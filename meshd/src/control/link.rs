@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use mesh_protocol::control::{NodeMessage, ServerMessage};
+use mesh_protocol::key::VerifyKey;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -21,7 +22,7 @@ const WRITE_WITHIN: Duration = Duration::from_secs(20);
 /// What a link tells.
 pub(super) enum LinkEvent {
     /// The connection is up.
-    Up { transport: Transport },
+    Up { transport: Transport, server: VerifyKey },
     /// A message.
     Message(ServerMessage),
     /// A message of a later version.
@@ -75,7 +76,7 @@ async fn run(
 ) {
     let down = match dialer.dial(&address, preferred).await {
         Ok(connection) => {
-            let up = LinkEvent::Up { transport: connection.transport };
+            let up = LinkEvent::Up { transport: connection.transport, server: connection.server };
             if events.send(up).await.is_err() {
                 return;
             }
