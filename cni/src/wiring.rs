@@ -40,8 +40,10 @@ pub(crate) fn settings(host_link: &str, pod_link: &str, netns: &Netns, addresses
         sysctl::ensure(&Key::ipv4_link(host_link, name)?, value)?;
     }
     // Without accept_ra = 0 first, a pod could announce itself as the host's router until forwarding is on.
-    let v6 = [("accept_ra", "0"), ("accept_redirects", "0"), ("proxy_ndp", "0"), ("forwarding", "1")];
+    let v6 = [("accept_ra", "0"), ("accept_redirects", "0"), ("proxy_ndp", "0")];
     set_v6(host_link, &v6, has_v6)?;
+    // Since Linux 6.17 one link can forward IPv6 alone; before, meshd has all of them forward.
+    set_v6(host_link, &[("force_forwarding", "1")], false)?;
     netns.run(|| {
         // Some runtimes switch IPv6 off in new namespaces, without which there is no address to give.
         if has_v6 {
@@ -52,7 +54,7 @@ pub(crate) fn settings(host_link: &str, pod_link: &str, netns: &Netns, addresses
     })?
 }
 
-/// IPv6 settings of a link; a kernel without IPv6 matters only if the pod needs it.
+/// IPv6 settings of a link; that the kernel has none of them matters only if they are `needed`.
 fn set_v6(link: &str, settings: &[(&str, &str)], needed: bool) -> Result<()> {
     for (name, value) in settings {
         match sysctl::ensure(&Key::ipv6_link(link, name)?, value) {

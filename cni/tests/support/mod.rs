@@ -80,7 +80,9 @@ impl Host {
                 for family in [IpFamily::V4, IpFamily::V6] {
                     handle.add_rule(&Rule::lookup(family, 400, TABLE)).unwrap();
                 }
-                sysctl::ensure(&Key::ipv6_forwarding(), "1").unwrap();
+                if sysctl::read(&Key::ipv6_link("lo", "force_forwarding").unwrap()).is_err() {
+                    sysctl::ensure(&Key::ipv6_forwarding(), "1").unwrap();
+                }
             })
             .unwrap();
         let dir = tempfile::tempdir().unwrap();
