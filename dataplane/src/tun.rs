@@ -7,7 +7,7 @@ use crate::buffer::Batch;
 pub mod linux;
 pub mod memory;
 
-pub use linux::{Device, Mode};
+pub use linux::{Device, Mode, TunQueue};
 
 /// Inner packets: whole, each one IPv4 or IPv6.
 pub type Packets = Batch<()>;

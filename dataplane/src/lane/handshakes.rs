@@ -218,10 +218,7 @@ impl Lane {
         for tunnel in &mut peer.tunnels {
             if tunnel.take_confirmation() {
                 let TunnelKey { local_epoch, remote_epoch, .. } = tunnel.key;
-                let event = Event::TunnelConfirmed { lane, peer: peer.id, local_epoch, remote_epoch };
-                if self.events.len() < super::MAX_EVENTS {
-                    self.events.push_back(event);
-                }
+                self.report(Event::TunnelConfirmed { lane, peer: peer.id, local_epoch, remote_epoch });
             }
         }
         self.flush(peer, now, out);

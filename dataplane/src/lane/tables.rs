@@ -39,7 +39,8 @@ impl Lane {
         }
         // Peers that want a session kept up get one without waiting for a packet.
         for spec in table.peers() {
-            if spec.keepalive.is_none() || spec.endpoints.is_empty() {
+            // One lane holds the path open for all.
+            if self.config.lane != 0 || spec.keepalive.is_none() || spec.endpoints.is_empty() {
                 continue;
             }
             let Some(mut peer) = self.take_peer(spec.id, now) else { continue };

@@ -202,7 +202,89 @@ fn source_of(address: IpAddr) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use boringtun::noise::Tunn;
+
     use super::*;
+    use crate::{
+        key::SecretKey,
+        table::{LocalKey, TableSpec},
+    };
+
+    const NOW: Instant = Instant::from_start(Duration::from_secs(77));
+
+    fn gate(per_second: u32) -> Gate {
+        let local_keys = vec![LocalKey { epoch: 3, secret: SecretKey::new([9; 32]) }];
+        Gate::new(per_second, 1, &Table::new(TableSpec { local_keys, ..TableSpec::default() }).unwrap())
+    }
+
+    fn initiator(secret: u8) -> Tunn {
+        let gate_key = SecretKey::new([9; 32]).to_public();
+        let remote = x25519::PublicKey::from(*gate_key.as_bytes());
+        Tunn::new(x25519::StaticSecret::from([secret; 32]), remote, None, None, 7, None)
+    }
+
+    fn initiation(tunn: &mut Tunn) -> Vec<u8> {
+        match tunn.format_handshake_initiation(&mut [0; 148], true) {
+            TunnResult::WriteToNetwork(bytes) => bytes.to_vec(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn from(host: u8) -> SocketAddr {
+        ([192, 0, 2, host], 7100).into()
+    }
+
+    #[test]
+    fn each_handshake_counts_once() {
+        // boringtun's own limiter would let five of twenty through at a limit of ten.
+        let (mut gate, random) = (gate(10), Random::new(&[1; 32]));
+        let (mut admitted, mut cookies) = (0, 0);
+        for n in 1..=20 {
+            let message = initiation(&mut initiator(n));
+            match gate.admit(from(n), &message, NOW, &random, &mut [0; 200]) {
+                Admission::Admitted { local_epoch: 3, .. } => admitted += 1,
+                Admission::Cookie(64) => cookies += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((admitted, cookies), (10, 10));
+    }
+
+    #[test]
+    fn a_source_that_answers_cookies_is_still_limited() {
+        let (mut gate, random) = (gate(500), Random::new(&[1; 32]));
+        let mut tunn = initiator(1);
+        let (mut admitted, mut refused) = (0, 0);
+        for _ in 0..100 {
+            let mut reply = [0; 200];
+            match gate.admit(from(1), &initiation(&mut tunn), NOW, &random, &mut reply) {
+                Admission::Admitted { .. } => admitted += 1,
+                Admission::Cookie(len) => {
+                    assert!(matches!(tunn.decapsulate(None, &reply[..len], &mut [0; 200]), TunnResult::Done));
+                }
+                Admission::Refused(DropReason::HandshakeRate) => refused += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(admitted, 10, "five without a cookie, five with one");
+        assert_eq!(refused, 89);
+    }
+
+    #[test]
+    fn wrong_keys_cost_no_curve_operation_and_strangers_are_told_apart_later() {
+        let (mut gate, random) = (gate(500), Random::new(&[1; 32]));
+        let mut message = initiation(&mut initiator(1));
+        message[120] ^= 1;
+        let refused = gate.admit(from(1), &message, NOW, &random, &mut [0; 200]);
+        assert!(matches!(refused, Admission::Refused(DropReason::WrongMac)));
+        let fine = initiation(&mut initiator(4));
+        match gate.admit(from(1), &fine, NOW, &random, &mut [0; 200]) {
+            Admission::Admitted { remote, .. } => assert_eq!(remote, SecretKey::new([4; 32]).to_public()),
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn a_bucket_gives_its_burst_and_then_twenty_a_second() {

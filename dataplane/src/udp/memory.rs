@@ -16,9 +16,11 @@ use super::{Arrivals, Datagrams, Socket};
 const CAPACITY: usize = 1_024;
 
 type Waiting = VecDeque<(SocketAddr, Vec<u8>)>;
+/// What arrived at one socket, and what tells it so.
+type Inbox = Arc<(Mutex<Waiting>, EventFd)>;
 
 #[derive(Debug, Clone, Default)]
-struct Sockets(Arc<Mutex<HashMap<SocketAddr, Arc<(Mutex<Waiting>, EventFd)>>>>);
+struct Sockets(Arc<Mutex<HashMap<SocketAddr, Inbox>>>);
 
 /// A network in memory. Clones are the same network.
 #[derive(Debug, Clone, Default)]
@@ -50,7 +52,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 pub struct MemorySocket {
     address: SocketAddr,
-    inbox: Arc<(Mutex<Waiting>, EventFd)>,
+    inbox: Inbox,
     network: Sockets,
 }
 

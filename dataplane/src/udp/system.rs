@@ -305,7 +305,7 @@ fn decode_address(name: &Name) -> Option<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
 
     use std::time::{Duration, Instant};
 

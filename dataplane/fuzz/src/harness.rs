@@ -1,0 +1,152 @@
+//! What hostile bytes are thrown at: shared by the fuzz targets and by a test that replays their corpus.
+#![allow(dead_code, unreachable_pub, reason = "each target uses one of the functions")]
+
+use std::{cell::RefCell, net::SocketAddr, sync::Arc, time::Duration};
+
+use mesh_dataplane::{
+    LocalKey, PeerId, PeerSpec, RemoteKey, SecretKey, Table, TableSpec,
+    clock::Instant,
+    lane::{Lane, LaneConfig, Output},
+    packet::{
+        flow::FlowHash,
+        header::Header,
+        icmp::{self, Problem},
+        mss,
+    },
+};
+
+const NOW: Instant = Instant::from_start(Duration::from_secs(500));
+
+/// Two lanes with a session; the second lets anything out.
+struct World {
+    victim: Lane,
+    hostile: Lane,
+    /// What the hostile lane sealed last.
+    sealed: Vec<u8>,
+}
+
+fn address(host: u8) -> SocketAddr {
+    ([192, 0, 2, host], 7100).into()
+}
+
+fn lane(own: u8, other: u8, own_prefixes: &[&str], allowed: &[&str]) -> Lane {
+    let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("a prefix")).collect();
+    let spec = TableSpec {
+        local_keys: vec![LocalKey { epoch: 1, secret: SecretKey::new([own; 32]) }],
+        peers: vec![PeerSpec {
+            id: PeerId(1),
+            keys: vec![RemoteKey { epoch: 1, public: SecretKey::new([other; 32]).to_public() }],
+            preshared_key: None,
+            allowed_ips: nets(allowed),
+            endpoints: vec![address(other)],
+            keepalive: None,
+        }],
+        own_prefixes: nets(own_prefixes),
+        ..TableSpec::default()
+    };
+    let config = LaneConfig { lane: 0, lanes: 1, flow_key: [1; 16], handshakes_per_second: u32::MAX, seed: [own; 32] };
+    Lane::new(config, Arc::new(Table::new(spec).expect("a right table")), NOW)
+}
+
+/// The smallest packet from the hostile peer to the victim.
+fn packet() -> Vec<u8> {
+    let mut packet = vec![0; 32];
+    packet[0] = 0x45;
+    packet[3] = 32;
+    packet[9] = 17;
+    packet[12..20].copy_from_slice(&[10, 2, 0, 1, 10, 1, 0, 1]);
+    packet
+}
+
+impl World {
+    fn new() -> Self {
+        let victim = lane(1, 2, &["10.1.0.0/16", "fd01::/16"], &["10.2.0.0/16", "fd02::/16"]);
+        let hostile = lane(2, 1, &[], &["0.0.0.0/0", "::/0"]);
+        let mut world = Self { victim, hostile, sealed: Vec::new() };
+        world.seal(&packet());
+        assert_eq!(world.sealed.len(), 64, "a session stands");
+        world
+    }
+
+    /// Sends a packet out of the hostile lane and lets the two talk until they are quiet.
+    fn seal(&mut self, packet: &[u8]) {
+        let mut out = Output::new();
+        let mut buffer = packet.to_vec();
+        buffer.resize(packet.len().next_multiple_of(16), 0);
+        self.hostile.handle_packet(&mut buffer, packet.len(), NOW, &mut out);
+        for _ in 0..6 {
+            let datagrams: Vec<_> = out.datagrams.iter().map(|(_, bytes)| bytes.to_vec()).collect();
+            out.clear();
+            for datagram in datagrams {
+                self.sealed.clone_from(&datagram);
+                self.victim.handle_datagram(address(2), &datagram, NOW, &mut out);
+            }
+            let answers: Vec<_> = out.datagrams.iter().map(|(_, bytes)| bytes.to_vec()).collect();
+            out.clear();
+            for answer in answers {
+                self.hostile.handle_datagram(address(1), &answer, NOW, &mut out);
+            }
+        }
+        self.calm();
+    }
+
+    fn calm(&mut self) {
+        while self.victim.poll_event().is_some() || self.hostile.poll_event().is_some() {}
+    }
+}
+
+thread_local! {
+    static WORLD: RefCell<World> = RefCell::new(World::new());
+}
+
+/// A datagram into a lane: the bytes as they are, over a sealed datagram, and inside one.
+pub fn inbound(input: &[u8]) {
+    WORLD.with_borrow_mut(|world| {
+        let mut out = Output::new();
+        world.victim.handle_datagram(address(9), input, NOW, &mut out);
+        let mut altered = world.sealed.clone();
+        for (byte, change) in altered.iter_mut().zip(input) {
+            *byte ^= change;
+        }
+        altered.extend(input.iter().skip(altered.len()).take(2_000));
+        world.victim.handle_datagram(address(9), &altered, NOW, &mut out);
+        out.clear();
+        world.calm();
+        // Whatever the hostile lane takes for a packet arrives authentic.
+        let mut inner = input.to_vec();
+        inner.truncate(4_000);
+        world.seal(&inner);
+    });
+}
+
+/// Views of headers, and what is made from them.
+pub fn header(input: &[u8]) {
+    let Some(header) = Header::parse(input) else { return };
+    assert!(header.len <= input.len() && header.payload <= header.len);
+    FlowHash::new([3; 16]).hash(&header, input);
+    let mut out = [0; icmp::MAX_LEN];
+    for problem in [Problem::Unreachable, Problem::TooBig(1420)] {
+        if let Some(len) = icmp::write(problem, input, &header, &mut out) {
+            let answer = Header::parse(&out[..len]).expect("we make whole packets");
+            assert_eq!((answer.source, answer.destination), (header.destination, header.source));
+        }
+    }
+    let mut packet = input[..header.len].to_vec();
+    mss::clamp(&mut packet, &header, 1_420);
+    assert_eq!(Header::parse(&packet), Some(header), "the headers stay");
+}
+
+/// A packet from the TUN.
+pub fn outbound(input: &[u8]) {
+    WORLD.with_borrow_mut(|world| {
+        let mut out = Output::new();
+        let mut buffer = input.to_vec();
+        world.victim.handle_packet(&mut buffer, input.len(), NOW, &mut out);
+        for (_, datagram) in out.datagrams.iter() {
+            assert!(datagram.len() <= input.len() + 48 || datagram.len() == 148);
+        }
+        out.clear();
+        world.victim.handle_timeout(NOW, &mut out);
+        world.calm();
+    });
+}
