@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
+.NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 
@@ -22,7 +23,9 @@ export DEMO_EXIT
 TOOLS := gcc:gcc nft:nftables wg:wireguard-tools wireguard-go:wireguard-go containerd:containerd runc:runc \
          catatonit:catatonit busybox:busybox-static systemd-analyze:systemd
 
+# Workspaces of their own: the simulation and the fuzz targets.
 SIM := dataplane/sim/Cargo.toml
+APART := $(wildcard $(SIM) dataplane/fuzz/Cargo.toml protocol/fuzz/Cargo.toml)
 
 .PHONY: help setup root demo test fmt fmt-check lint doc build unit sim audit fuzz install
 
@@ -77,10 +80,12 @@ test: setup root fmt-check lint doc build unit sim audit ## proves it: formats, 
 
 fmt: ## formats
 	@$(CARGO) fmt --all
+	for manifest in $(APART); do $(CARGO) fmt --manifest-path "$$manifest"; done
 
 fmt-check:
 	@echo "== format"
 	$(CARGO) fmt --all --check
+	for manifest in $(APART); do $(CARGO) fmt --manifest-path "$$manifest" --check; done
 
 lint: ## clippy, warnings are errors
 	@echo "== lint"
@@ -96,15 +101,14 @@ build:
 
 unit:
 	@echo "== tests"
-	$(CARGO) test --locked -q --workspace --no-fail-fast
+	$(CARGO) test --locked --workspace --no-fail-fast
 
 # Many data planes with a virtual clock. A workspace of its own: its boringtun reads a mock clock, and cargo would give that
 # clock to every program built in the same invocation.
 sim: ## simulated data planes, virtual time
-	@if [ -e $(SIM) ]; then
-	  echo "== simulation"
-	  $(CARGO) test -q --no-fail-fast --manifest-path $(SIM) --target-dir $(TARGET)/sim
-	fi
+	@echo "== simulation"
+	$(CARGO) clippy --locked -q --manifest-path $(SIM) --target-dir "$(TARGET)" --all-targets -- -D warnings
+	$(CARGO) test --locked -q --no-fail-fast --manifest-path $(SIM) --target-dir "$(TARGET)"
 
 audit: ## licences, sources and bans (always, in the tests); advisories where cargo-deny and its database are to be had
 	@echo "== audit"
@@ -134,6 +138,9 @@ install: ## builds and installs programs, units and commented configuration (PRE
 	install -d -m 0700 "$(DESTDIR)/etc/mesh-keyserver"
 	install -m 0755 $(addprefix $(TARGET)/release/,meshd meshctl keyserver) "$(DESTDIR)$(PREFIX)/bin/"
 	install -m 0755 $(TARGET)/release/mesh-cni "$(DESTDIR)$(CNI_BIN_DIR)/"
+	$(TARGET)/release/meshctl man --dir "$(DESTDIR)$(PREFIX)/share/man/man1" >/dev/null
+	install -d "$(DESTDIR)$(PREFIX)/share/bash-completion/completions"
+	$(TARGET)/release/meshctl completion bash >"$(DESTDIR)$(PREFIX)/share/bash-completion/completions/meshctl"
 	for unit in configs/*.service; do
 	  sed 's|/usr/local/bin/|$(PREFIX)/bin/|' "$$unit" >"$(DESTDIR)$(UNIT_DIR)/$${unit##*/}"
 	done

@@ -213,6 +213,24 @@ mod tests {
     }
 
     #[test]
+    fn the_shipped_file_shows_every_key_and_the_defaults() {
+        let shipped = include_str!("../../../configs/meshd.toml");
+        assert_eq!(parse(shipped).unwrap(), Config::default());
+        let is_key = |line: &&str| line.starts_with(|first: char| first.is_ascii_lowercase());
+        let keys = shipped.lines().filter_map(|line| line.strip_prefix('#').filter(is_key).or(Some(line)));
+        let mut shown = parse(&keys.collect::<Vec<_>>().join("\n")).unwrap();
+        for (key, value) in toml::Table::try_from(&shown).unwrap() {
+            let inner = value.as_table().map(|section| section.keys().cloned().collect());
+            for key in inner.unwrap_or_else(|| vec![key]) {
+                assert!(shipped.contains(&format!("\n#{key} = ")), "{key} is missing");
+            }
+        }
+        // Both are absent by default: the file shows an example.
+        assert!(shown.device.mtu.take().is_some() && shown.metrics.listen.take().is_some());
+        assert_eq!(shown, Config::default());
+    }
+
+    #[test]
     fn unknown_keys_are_refused_with_line_and_nearest_key() {
         let error = parse("state_dir = \"/x\"\n[device]\nnmae = \"mesh0\"\n").unwrap_err();
         assert!(error.starts_with("meshd.toml:3: unknown key `nmae`; the nearest is `name`"), "{error}");
