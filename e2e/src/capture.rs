@@ -1,16 +1,24 @@
 //! What is on the underlay: every frame that passes the router, classified, and searched for a marker.
 
+mod pcap;
+
+use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow};
-use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket};
+use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout, RxqOvfl};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, setsockopt, socket,
+};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
+use self::pcap::Pcap;
 use crate::lab::Lab;
+
+static CAPTURES: AtomicU32 = AtomicU32::new(0);
 
 /// Ports of lanes: base port 7100, at most 8 lanes.
 const LANE_PORTS: std::ops::Range<u16> = 7100..7108;
@@ -51,6 +59,8 @@ pub struct Seen {
     pub other: u64,
     /// Frames that hold the marker.
     pub marked: u64,
+    /// Frames that passed while the capture's buffer was full: nobody looked at them.
+    pub missed: u64,
     /// The first frames of `other` and `marked`, in hexadecimal.
     pub samples: Vec<String>,
 }
@@ -62,11 +72,14 @@ impl Seen {
         self.wireguard.iter().sum::<u64>() + self.control + self.neighbour + self.errors + self.other
     }
 
-    /// An error unless nothing but WireGuard, control and neighbour discovery was seen, and no marker.
+    /// An error unless every frame was seen, none but WireGuard, control and neighbour discovery, and no marker.
     ///
     /// # Errors
     /// With the first strange frames.
     pub fn assert_nothing_clear(&self) -> Result<()> {
+        if self.missed > 0 {
+            return Err(anyhow!("{} frames were missed: this capture proves nothing", self.missed));
+        }
         if self.other == 0 && self.marked == 0 {
             return Ok(());
         }
@@ -87,16 +100,20 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Starts to look at every link of the router. What is sent after this returns is seen.
+    /// Starts to look at every link of the router. What is sent after this returns is seen; with `MESH_LAB_PCAP` set to
+    /// a directory it is written there too.
     ///
     /// # Errors
     /// If the socket is refused.
     pub fn start(lab: &Lab, marker: Marker) -> Result<Self> {
         let socket = lab.router()?.run(open)??;
+        let number = CAPTURES.fetch_add(1, Ordering::Relaxed);
+        let pcap = Pcap::from_environment(&format!("{}-{number}", lab.name()))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);
-        let thread =
-            std::thread::Builder::new().name("capture".to_owned()).spawn(move || watch(&socket, marker, &stopping))?;
+        let thread = std::thread::Builder::new()
+            .name("capture".to_owned())
+            .spawn(move || watch(&socket, marker, pcap, &stopping))?;
         Ok(Self { stop, thread })
     }
 
@@ -115,23 +132,44 @@ fn open() -> Result<OwnedFd> {
         .context("open a packet socket")?;
     setsockopt(&socket, RcvBufForce, &SOCKET_BUFFER_BYTES)?;
     setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(50))?;
+    setsockopt(&socket, RxqOvfl, &1)?;
     Ok(socket)
 }
 
-fn watch(socket: &OwnedFd, marker: Marker, stop: &AtomicBool) -> Result<Seen> {
+fn watch(socket: &OwnedFd, marker: Marker, mut pcap: Option<Pcap>, stop: &AtomicBool) -> Result<Seen> {
     let mut seen = Seen::default();
     let mut buffer = vec![0; 128 << 10];
     let finder = Finder::new(marker);
     loop {
         // Read before the receive: what passed until then is still in the buffer, and is drained first.
         let stopping = stop.load(Ordering::Relaxed);
-        match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            Ok(length) => seen.count(&buffer[..length], &finder),
-            Err(nix::errno::Errno::EAGAIN) if stopping => return Ok(seen),
+        match receive(socket, &mut buffer) {
+            Ok((length, missed)) => {
+                let frame = &buffer[..length];
+                seen.count(frame, &finder);
+                seen.missed = seen.missed.max(missed.into());
+                pcap.as_mut().map_or(Ok(()), |pcap| pcap.add(frame))?;
+            }
+            Err(nix::errno::Errno::EAGAIN) if stopping => {
+                pcap.map_or(Ok(()), Pcap::finish)?;
+                return Ok(seen);
+            }
             Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error).context("read the packet socket"),
         }
     }
+}
+
+/// Reads one frame: its length, and how many the kernel has dropped at this socket so far.
+fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> nix::Result<(usize, u32)> {
+    let mut control = nix::cmsg_space!(u32);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::empty())?;
+    let missed = message.cmsgs()?.find_map(|part| match part {
+        ControlMessageOwned::RxqOvfl(count) => Some(count),
+        _ => None,
+    });
+    Ok((message.bytes, missed.unwrap_or(0)))
 }
 
 impl Seen {

@@ -2,10 +2,13 @@
 //!
 //! Whatever a node sends in clear text to an address it has no better route for reaches the router, and the capture.
 
+mod leftovers;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -15,6 +18,11 @@ use mesh_hostnet::link::{LinkChange, VethEnd};
 use mesh_hostnet::netns::{self, Netns};
 use mesh_hostnet::route::Route;
 use mesh_hostnet::sysctl;
+
+use crate::wait;
+
+/// How long a virtual link may take to carry packets, on a busy machine.
+const CARRIER: Duration = Duration::from_secs(20);
 
 static LABS: AtomicU32 = AtomicU32::new(0);
 
@@ -40,6 +48,7 @@ impl Lab {
     /// Without root, or if the kernel refuses a namespace or a link.
     pub fn new(name: &str) -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "the lab makes network namespaces: run as root");
+        leftovers::remove(&std::env::temp_dir());
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("mt{}-{number}-{name}-", std::process::id());
         let directory = std::env::temp_dir().join(prefix.trim_end_matches('-'));
@@ -48,6 +57,12 @@ impl Lab {
         let mut lab = Self { prefix, directory, guardian, bridge: 0, next_host: 10 };
         lab.make_router().context("make the router namespace")?;
         Ok(lab)
+    }
+
+    /// Its name, unique on this machine.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.prefix.trim_end_matches('-')
     }
 
     /// Where its files are: short, because Unix sockets go in there.
@@ -77,6 +92,8 @@ impl Lab {
         let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(host));
         self.plug(&netns, host).with_context(|| format!("connect {name} to the underlay"))?;
         netns.run(|| configure_node(v4, v6))?.with_context(|| format!("configure {name}"))?;
+        let mut router = Handle::open_in(&self.router()?)?;
+        wait_running(&mut router, &format!("port{host}"))?;
         let directory = self.directory.join(name);
         std::fs::create_dir_all(&directory)?;
         Ok(Node { name: name.to_owned(), netns_name, directory, v4, v6 })
@@ -227,7 +244,14 @@ fn configure_node(v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {
     handle.replace_route(&Route::via("0.0.0.0/0".parse()?, ROUTER_V4.into()))?;
     handle.replace_route(&Route::via("::/0".parse()?, ROUTER_V6.into()))?;
     sysctl::ensure(&sysctl::Key::net("ipv4/ping_group_range")?, "0\t0")?;
-    Ok(())
+    wait_running(&mut handle, "uplink")
+}
+
+/// The kernel starts a link's queue, and a bridge its port, a moment after the carrier, and drops what comes until then.
+fn wait_running(handle: &mut Handle, name: &str) -> Result<()> {
+    wait::until_true(&format!("link {name} runs"), CARRIER, || {
+        Ok(handle.link_by_name(name)?.is_some_and(|link| link.running))
+    })
 }
 
 fn up(handle: &mut Handle, name: &str) -> Result<u32> {

@@ -1,9 +1,13 @@
 //! The lab itself: it connects, it sees, it leaves nothing behind.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
 use mesh_e2e::capture::new_marker;
 use mesh_e2e::traffic::{BulkServer, BulkTransfer, Stream, ping};
-use mesh_e2e::{Capture, Lab};
+use mesh_e2e::{Capture, Lab, wait};
 use mesh_hostnet::netns;
 
 #[test]
@@ -45,4 +49,33 @@ fn a_panic_leaves_nothing_behind() {
     });
     let name = *panicked.unwrap_err().downcast::<String>().unwrap();
     assert!(!netns::list_named().unwrap().contains(&name));
+}
+
+#[test]
+fn a_killed_process_leaves_nothing_behind() {
+    // The process to be killed is this test itself, run once more with a lab to hold.
+    if std::env::var_os("MESH_LAB_HOLD").is_some() {
+        let mut lab = Lab::new("killed").unwrap();
+        let node = lab.node("a").unwrap();
+        let mut child = node.command("sleep").unwrap().arg("1000").spawn().unwrap();
+        println!("HELD {} {}", node.netns_name(), child.id());
+        child.wait().unwrap();
+    }
+    let mut held = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_killed_process_leaves_nothing_behind", "--nocapture"])
+        .env("MESH_LAB_HOLD", "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(held.stdout.take().unwrap()).lines();
+    let line = lines.find_map(|line| Some(line.unwrap().split_once("HELD ")?.1.to_owned())).unwrap();
+    let (name, child) = line.split_once(' ').unwrap();
+    assert!(netns::list_named().unwrap().contains(&name.to_owned()));
+    held.kill().unwrap();
+    held.wait().unwrap();
+    wait::until_true("namespace and process are gone", Duration::from_secs(20), || {
+        let running = std::fs::read_to_string(format!("/proc/{child}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+        Ok(!running && !netns::list_named()?.contains(&name.to_owned()))
+    })
+    .unwrap();
 }

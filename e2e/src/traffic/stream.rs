@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use mesh_hostnet::netns::Netns;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 
 use crate::capture::Marker;
 
 const NUMBER_AT: usize = 16;
 const LEAST_PAYLOAD: usize = 24;
+const RECEIVE_BUFFER_BYTES: usize = 64 << 20;
 /// How long after the last datagram was sent one may still arrive.
 const STRAGGLER: Duration = Duration::from_secs(2);
 
@@ -75,7 +78,8 @@ impl Stream {
         marker: Marker,
     ) -> Result<Self> {
         let receiver = target.run(|| UdpSocket::bind((to, 0)))?.with_context(|| format!("listen on {to}"))?;
-        socket2::SockRef::from(&receiver).set_recv_buffer_size(64 << 20)?;
+        // Forced: the system's limit holds a few milliseconds of the fastest stream, and what does not fit looks lost.
+        setsockopt(&receiver, RcvBufForce, &RECEIVE_BUFFER_BYTES)?;
         let address = receiver.local_addr()?;
         let any: IpAddr = if to.is_ipv4() { "0.0.0.0".parse()? } else { "::".parse()? };
         let sender = from.run(|| UdpSocket::bind((any, 0)))??;
