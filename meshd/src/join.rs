@@ -42,7 +42,7 @@ const FIRST_SESSION: Duration = Duration::from_secs(15);
 pub(crate) struct JoinArgs {
     /// The token; it is taken off the command line at once. Standard input unless given here or in a file
     #[arg(value_name = "TOKEN", conflicts_with = "token_file")]
-    token: Option<String>,
+    token: Option<TokenText>,
     /// File that holds the token
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -137,10 +137,21 @@ impl std::fmt::Display for Joined {
     }
 }
 
-impl JoinArgs {
-    /// Whether the token stands on the command line.
-    fn take_token(&mut self) -> Option<Zeroizing<String>> {
-        self.token.take().map(Zeroizing::new)
+/// A token as it was typed: a secret.
+#[derive(Clone)]
+struct TokenText(Zeroizing<String>);
+
+impl std::str::FromStr for TokenText {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(Zeroizing::new(text.to_owned())))
+    }
+}
+
+impl std::fmt::Debug for TokenText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TokenText([redacted])")
     }
 }
 
@@ -149,9 +160,9 @@ impl JoinArgs {
 ///
 /// # Errors
 /// [`JoinError`].
-pub(crate) async fn run(mut args: JoinArgs, state: &Path, setup: ControlSetup) -> Result<Joined, JoinError> {
-    if let Some(token) = args.take_token() {
-        return Err(JoinError::CommandLine(start_anew_without(&token)));
+pub(crate) async fn run(args: JoinArgs, state: &Path, setup: ControlSetup) -> Result<Joined, JoinError> {
+    if let Some(token) = &args.token {
+        return Err(JoinError::CommandLine(start_anew_without(&token.0)));
     }
     let token = read_token(args.token_file.as_deref())?;
     let state_dir = StateDir::open(state)?;

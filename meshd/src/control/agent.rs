@@ -2,6 +2,8 @@
 //! exposure. A plain struct: events, clock readings in; messages, facts out. Only its files are written here, because
 //! an own record must be on disk before anybody hears of it.
 
+mod own;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,21 +13,15 @@ use mesh_protocol::UnixSeconds;
 use mesh_protocol::control::{NodeMessage, Refusal, RefusalCode};
 use mesh_protocol::envelope::Envelope;
 use mesh_protocol::id::{NodeId, Position};
-use mesh_protocol::record::Endpoints;
 
 use super::session::SessionEvent;
 use super::{ControlSetup, RotateError};
 use crate::directory::{Alarms, Batch, Directory, Exposure, UNCONFIRMED_ALARM, Viewpoint, alarm};
 use crate::facts::{DirectoryFacts, HostFacts, OwnKeys};
-use crate::identity::{Identity, Met};
-use crate::paths::own_candidates;
+use crate::identity::Identity;
 
 /// How often timers are looked at: a minute is what checkpoints, grants and exposure are counted in.
 const TICK: Duration = Duration::from_secs(60);
-/// How long told endpoints hold.
-const ENDPOINTS_LIFE: Duration = Duration::from_secs(60 * 60);
-/// How often they are told anew.
-const ENDPOINTS_REFRESH: Duration = Duration::from_secs(20 * 60);
 /// A clock that stepped back by less than this is a clock being disciplined.
 const CLOCK_TOLERANCE: UnixSeconds = 2;
 /// From here on an expiring grant is somebody's business.
@@ -61,7 +57,6 @@ pub(super) struct Agent {
     want_all: bool,
     published: Option<u64>,
     endpoints: Option<(Vec<SocketAddr>, Instant)>,
-    endpoints_seq: u64,
     next_tick: Instant,
     /// Facts may differ from those given out last.
     facts_due: bool,
@@ -92,7 +87,6 @@ impl Agent {
             want_all: false,
             published: None,
             endpoints: None,
-            endpoints_seq: 0,
             next_tick: now.instant,
             facts_due: true,
             out: VecDeque::new(),
@@ -192,6 +186,7 @@ impl Agent {
         self.want_all = false;
         self.confirm_if_newer(before, now);
         self.take_own_grant(now);
+        self.check_own_membership(now);
         Ok(())
     }
 
@@ -214,65 +209,6 @@ impl Agent {
 
     fn checkpoint_time(&self) -> Option<UnixSeconds> {
         self.directory.checkpoint().map(|checkpoint| checkpoint.time)
-    }
-
-    fn take_own_grant(&mut self, now: Now) {
-        let Some((envelope, grant)) = self.directory.newer_own_grant(&self.identity.membership().grant) else {
-            return;
-        };
-        match self.identity.set_grant(&envelope, grant) {
-            Ok(()) if self.open => self.publish_record(now),
-            Ok(()) => {}
-            Err(error) => self.storage_failed(&error.to_string(), now),
-        }
-    }
-
-    fn meet_own_record(&mut self, record: &Envelope, now: Now) {
-        match self.identity.meet_own_record(record, now.wall) {
-            Ok(Met::Known) => {}
-            Ok(Met::Ahead) => {
-                let message = "the keyserver holds a record of this node that this disk does not know: it was \
-                               restored from a backup, or a copy of it is at work elsewhere";
-                self.alarms().raise(alarm::OWN_RECORD, "", message.to_owned(), now.instant);
-            }
-            Ok(Met::NotOurs) => tracing::warn!("the keyserver shows a record as ours that is not"),
-            Err(error) => self.storage_failed(&error.to_string(), now),
-        }
-    }
-
-    fn publish_record(&mut self, now: Now) {
-        match self.identity.record() {
-            Ok(envelope) if self.published != Some(self.identity.ring().seq()) => {
-                self.out.push_back(NodeMessage::Publish { envelope });
-            }
-            Ok(_) => {}
-            Err(error) => self.storage_failed(&error.to_string(), now),
-        }
-    }
-
-    fn publish_endpoints(&mut self, now: Now) {
-        let pools = self.directory.pools();
-        let mesh: Vec<_> = pools.iter().map(|pool| pool.prefix).collect();
-        let (advertise, underlay) = (&self.setup.config.advertise, &self.host.underlay_addresses);
-        let observed = self.observed.map(|observed| observed.ip());
-        let candidates = own_candidates(advertise, underlay, observed, self.setup.port, &mesh);
-        let known = self.endpoints.as_ref().is_some_and(|(told, at)| {
-            *told == candidates && now.instant.saturating_duration_since(*at) < ENDPOINTS_REFRESH
-        });
-        if known || !self.open {
-            return;
-        }
-        // Milliseconds, so that a restart goes on above; and above itself when the clock stands still.
-        self.endpoints_seq = self.endpoints_seq.saturating_add(1).max(now.wall.saturating_mul(1000));
-        let endpoints = Endpoints {
-            node: self.identity.node(),
-            seq: self.endpoints_seq,
-            candidates: candidates.clone(),
-            expires: now.wall.saturating_add(ENDPOINTS_LIFE.as_secs()),
-        };
-        self.endpoints = Some((candidates, now.instant));
-        let envelope = Envelope::seal(self.identity.mesh(), &endpoints, &[self.identity.key()]);
-        self.out.push_back(NodeMessage::Publish { envelope });
     }
 
     fn handle_rotate(&mut self, request: u64, force: bool, now: Now) {
@@ -343,17 +279,17 @@ impl Agent {
         self.facts_due = true;
         self.check_clock(now);
         match self.identity.retire(now.wall) {
-            Ok(true) => {
-                tracing::info!("previous key wiped");
-                if self.open {
-                    self.publish_record(now);
-                }
-            }
+            Ok(true) => tracing::info!("previous key wiped"),
             Ok(false) => {}
             Err(error) => self.storage_failed(&error.to_string(), now),
         }
+        if self.open {
+            // Unless it is there: it may have been refused for a reason that has passed.
+            self.publish_record(now);
+        }
         self.publish_endpoints(now);
         self.raise_timed_alarms(now);
+        self.check_own_membership(now);
         true
     }
 
@@ -376,6 +312,9 @@ impl Agent {
         } else {
             self.alarms().clear(alarm::EXPIRY);
         }
+    }
+
+    fn check_own_membership(&mut self, now: Now) {
         if self.directory.is_own_revoked(self.identity.grant().generation) {
             let message = "this node is revoked: its tunnels are closed, and no peer answers it";
             self.alarms().raise(alarm::REVOKED, "", message.to_owned(), now.instant);

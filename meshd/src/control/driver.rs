@@ -23,6 +23,8 @@ use crate::state_dir::{StateDir, StateError};
 
 /// A session that held for this long was a good one: the next wait is short again.
 const GOOD_SESSION: Duration = Duration::from_secs(10);
+/// After a session this long another transport may work than the one that did.
+const REMEMBER_TRANSPORT: Duration = Duration::from_secs(60 * 60);
 /// Least time between two writes of the directory file, so that a stream of changes does not keep the disk busy.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
@@ -199,11 +201,12 @@ impl Driver {
     fn hang_up(&mut self, reason: &str) {
         let now = Instant::now();
         let unanswered = self.session.as_ref().is_some_and(|(session, _)| !session.is_open());
-        let good = self
-            .session
-            .take()
-            .is_some_and(|(session, since)| session.is_open() && now.saturating_duration_since(since) >= GOOD_SESSION);
-        if good {
+        let lasted = self.session.take().filter(|(session, _)| session.is_open());
+        let lasted = lasted.map_or(Duration::ZERO, |(_, since)| now.saturating_duration_since(since));
+        if lasted >= REMEMBER_TRANSPORT {
+            self.preferred = Transport::default();
+        }
+        if lasted >= GOOD_SESSION {
             self.backoff.reset();
         } else {
             // This one does not serve us: the next one's turn.

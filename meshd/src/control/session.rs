@@ -14,8 +14,8 @@ use mesh_protocol::id::Position;
 
 /// How long a keyserver has to answer the first message.
 const WELCOME_WITHIN: Duration = Duration::from_secs(10);
-/// How long a keyserver may be silent: a checkpoint comes each minute, pings between.
-const SILENCE: Duration = Duration::from_secs(90);
+/// How long a keyserver may be silent: it pings every 20 s, and three may be lost.
+const SILENCE: Duration = Duration::from_secs(65);
 
 /// The session is over, by the keyserver's doing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
