@@ -14,7 +14,7 @@ mod worker;
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         mpsc::{self, Receiver, RecvTimeoutError},
     },
     thread::{self, JoinHandle},
@@ -94,7 +94,8 @@ pub enum EngineError {
 #[derive(Debug)]
 pub struct Engine {
     lanes: Vec<Running>,
-    events: Option<Receiver<Event>>,
+    /// In a mutex only to make the engine shareable between threads: it is taken once, through `&mut`.
+    events: Mutex<Option<Receiver<Event>>>,
 }
 
 #[derive(Debug)]
@@ -144,7 +145,7 @@ impl Engine {
         }
         let count = lanes.len();
         let (sender, receiver) = mpsc::sync_channel(EVENTS);
-        let mut engine = Self { lanes: Vec::with_capacity(count), events: Some(receiver) };
+        let mut engine = Self { lanes: Vec::with_capacity(count), events: Mutex::new(Some(receiver)) };
         for (number, parts) in lanes.into_iter().enumerate() {
             let start = || -> io::Result<Running> {
                 let mut seed = [0; 32];
@@ -235,7 +236,7 @@ impl Engine {
 
     /// The events of all lanes; they can be taken once.
     pub fn take_events(&mut self) -> Option<Events> {
-        self.events.take().map(Events)
+        self.events.get_mut().unwrap_or_else(PoisonError::into_inner).take().map(Events)
     }
 
     /// True while every lane's thread runs.

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use filter::nft_table;
 pub(crate) use mtu::inner_mtu;
+pub(crate) use settings::{Setting, legacy_ipv6, settings};
 pub(crate) use table::{Refused, checked_table, table_spec};
 
 use crate::config::Config;
@@ -137,6 +138,25 @@ pub(crate) fn host_state(facts: &Facts, config: &Config) -> HostState {
     }
 }
 
+/// A host without anything of ours but the names it would have.
+pub(crate) fn bare(config: &Config) -> HostState {
+    let ports = config.ports();
+    HostState {
+        device: DeviceState { name: config.device.name.clone(), mtu: inner_mtu(0), addresses: Vec::new() },
+        names: Names::of(config),
+        has_ipv6: false,
+        routes: Vec::new(),
+        filter: FilterState {
+            ports: (*ports.start(), *ports.end()),
+            remote: Vec::new(),
+            own: Vec::new(),
+            addresses: Vec::new(),
+            underlay: Vec::new(),
+            pods: Vec::new(),
+        },
+    }
+}
+
 /// Inner MTU: as configured, else what the underlay leaves.
 pub(crate) fn device_mtu(facts: &Facts, config: &Config) -> u16 {
     config.device.mtu.unwrap_or_else(|| inner_mtu(facts.host.underlay_mtu))
@@ -151,8 +171,6 @@ pub(crate) fn conflicts(facts: &Facts) -> Vec<(IpNet, IpAddr)> {
         .filter(|(pool, ip)| pool.contains(ip))
         .collect()
 }
-
-pub(crate) use settings::{Setting, legacy_ipv6, settings};
 
 impl FilterState {
     /// UDP ports of our lanes.

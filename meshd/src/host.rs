@@ -16,6 +16,17 @@ mod saved;
 mod settings;
 mod thread;
 
-pub(crate) use look::has_ipv6;
 pub(crate) use saved::load;
-pub(crate) use thread::{Host, HostError, HostHandle, HostReport};
+pub(crate) use thread::{Host, HostError, HostHandle};
+
+use crate::desired::HostState;
+
+/// Removes everything of ours from the calling thread's network namespace, known by its names alone.
+///
+/// # Errors
+/// [`HostError::Kernel`] if nothing could be done.
+pub(crate) fn clear_by_name(state: &HostState) -> Result<Vec<String>, HostError> {
+    let opened = mesh_hostnet::Handle::open();
+    let mut handle = opened.map_err(|source| HostError::Kernel { doing: "open netlink sockets", source })?;
+    Ok(clear::clear(&mut handle, &state.names, &state.device.name))
+}

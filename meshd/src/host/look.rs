@@ -59,7 +59,7 @@ pub(crate) fn look(handle: &mut Handle, desired: &HostState, known: Option<&Filt
 }
 
 /// Whether this host has IPv6 and may use it on new links.
-pub(crate) fn has_ipv6() -> bool {
+fn has_ipv6() -> bool {
     let all = mesh_hostnet::sysctl::Key::ipv6_link("all", "disable_ipv6");
     all.and_then(|key| mesh_hostnet::sysctl::read(&key)).is_ok_and(|value| value == "0")
 }

@@ -126,11 +126,11 @@ impl Host {
     ///
     /// # Errors
     /// [`HostError::Device`], [`HostError::Kernel`].
-    pub(crate) fn open_device(&mut self, queues: usize) -> Result<(Vec<TunQueue>, Mode), HostError> {
-        let name = self.desired.device.name.clone();
-        let opened = Device::open(&name, queues).map_err(|source| HostError::Device { name: name.clone(), source })?;
+    pub(crate) fn open_device(&mut self, name: &str, queues: usize) -> Result<(Vec<TunQueue>, Mode), HostError> {
+        let opened =
+            Device::open(name, queues).map_err(|source| HostError::Device { name: name.to_owned(), source })?;
         let found =
-            self.handle.link_by_name(&name).map_err(|source| HostError::Kernel { doing: "find device", source })?;
+            self.handle.link_by_name(name).map_err(|source| HostError::Kernel { doing: "find device", source })?;
         self.device = found.map(|link| link.index);
         let mode = opened.mode();
         Ok((opened.into_queues(), mode))
@@ -401,14 +401,14 @@ impl Thread {
 
     /// Makes the device again if it is gone, and hands its queues to the lanes.
     fn keep_device(&mut self) -> Result<(), HostError> {
-        let name = &self.host.desired.device.name;
-        let found = self.host.handle.link_by_name(name);
+        let name = self.host.desired.device.name.clone();
+        let found = self.host.handle.link_by_name(&name);
         let found = found.map_err(|source| HostError::Kernel { doing: "find device", source })?;
         if self.host.device.is_some() && found.as_ref().map(|link| link.index) == self.host.device {
             return Ok(());
         }
-        warn!(link = name.as_str(), "TUN device is gone, making it again");
-        let (queues, mode) = self.host.open_device(self.lanes)?;
+        warn!(link = name, "TUN device is gone, making it again");
+        let (queues, mode) = self.host.open_device(&name, self.lanes)?;
         debug!(?mode, "TUN device made");
         self.queues.blocking_send(queues).map_err(|_| HostError::Ended)
     }

@@ -1,0 +1,18 @@
+//! The local API: what `mesh-cni` and `meshctl` ask of `meshd`, as JSON lines over a Unix socket.
+//!
+//! ```text
+//! listen ── connection ── verbs ─┬─ status, ping, rotation ── Node
+//!                                └─ pods
+//! ```
+//!
+//! Root may send everything, whoever else may open the socket only what reads. Nothing here can delay a packet: lanes are
+//! other threads, and each answer has a deadline.
+
+mod connection;
+mod listen;
+mod ping;
+mod rotation;
+mod status;
+mod verbs;
+
+pub(crate) use listen::Listener;
