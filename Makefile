@@ -138,9 +138,11 @@ install: ## builds and installs programs, units and commented configuration (PRE
 	install -d -m 0700 "$(DESTDIR)/etc/mesh-keyserver"
 	install -m 0755 $(addprefix $(TARGET)/release/,meshd meshctl keyserver) "$(DESTDIR)$(PREFIX)/bin/"
 	install -m 0755 $(TARGET)/release/mesh-cni "$(DESTDIR)$(CNI_BIN_DIR)/"
-	$(TARGET)/release/meshctl man --dir "$(DESTDIR)$(PREFIX)/share/man/man1" >/dev/null
-	install -d "$(DESTDIR)$(PREFIX)/share/bash-completion/completions"
-	$(TARGET)/release/meshctl completion bash >"$(DESTDIR)$(PREFIX)/share/bash-completion/completions/meshctl"
+	man="$(DESTDIR)$(PREFIX)/share/man/man1"; completions="$(DESTDIR)$(PREFIX)/share/bash-completion/completions"
+	install -d "$$man" "$$completions"
+	$(TARGET)/release/meshctl man --dir "$$man" >/dev/null
+	for program in meshd keyserver; do $(TARGET)/release/$$program man >"$$man/$$program.1"; done
+	for program in meshd keyserver meshctl; do $(TARGET)/release/$$program completion bash >"$$completions/$$program"; done
 	for unit in configs/*.service; do
 	  sed 's|/usr/local/bin/|$(PREFIX)/bin/|' "$$unit" >"$(DESTDIR)$(UNIT_DIR)/$${unit##*/}"
 	done

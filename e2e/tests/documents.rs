@@ -37,6 +37,17 @@ fn every_drop_reason_is_explained() {
 }
 
 #[test]
+fn every_metric_of_the_keyserver_is_explained() {
+    let registered = quoted_after(&read("keyserver/src/metrics.rs"), ".register(\"");
+    assert!(registered.len() > 5, "they are not registered where they were: {registered:?}");
+    let explained: BTreeSet<String> = first_cells(&read("docs/metrics.md"), "## keyserver")
+        .iter()
+        .map(|name| name.trim_start_matches("mesh_keyserver_").trim_end_matches("_total").to_owned())
+        .collect();
+    assert_eq!(explained, registered);
+}
+
+#[test]
 fn every_alarm_says_what_to_do() {
     let alarms = quoted_after(&read("meshd/src/directory/alarms.rs"), ": &str = \"");
     assert!(alarms.len() > 5, "the list is not where it was: {alarms:?}");
