@@ -261,7 +261,7 @@ impl MeshNode {
     pub fn write_config(&self) -> Result<()> {
         let directory = self.node.directory();
         let text = format!(
-            "state_dir = \"{0}/state\"\nrun_dir = \"{0}/run\"\n\n[log]\nlevel = \"info\"\n",
+            "state_dir = \"{0}/state\"\nsocket = \"{0}/run/meshd.sock\"\n\n[log]\nlevel = \"info\"\n",
             directory.display()
         );
         Ok(fs::write(self.config(), text)?)
