@@ -28,7 +28,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("netlink_", &["hostnet/src/"]),
     ("rtnetlink", &["hostnet/src/"]),
     ("tun_tap", &["dataplane/src/tun.rs", "dataplane/src/tun/"]),
-    ("quinn", &["keyserver/src/", "meshd/src/control"]),
+    ("quinn", &["keyserver/", "meshd/src/control"]),
 ];
 
 /// Where `unsafe` may be written.
