@@ -1,3 +1,94 @@
 //! Enrols nodes and tells each who its peers are.
+//!
+//! ```text
+//! listen ──┬── join ──────┐                                     ┌── watch ── session
+//!          └── session ───┤                                     │
+//! admin ──────────────────┴── writer ── directory ── store ── history
+//! ```
 
-fn main() {}
+mod admin;
+mod app;
+mod args;
+mod config;
+mod directory;
+mod init;
+mod join;
+mod keys;
+mod listen;
+mod metrics;
+mod resume;
+mod session;
+mod store;
+mod verify;
+mod watermark;
+mod wire;
+mod writer;
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{CommandFactory as _, Parser as _};
+
+use crate::args::{Args, Command};
+use crate::config::{Config, ConfigError};
+
+/// `EX_CONFIG` of sysexits.h: systemd is told not to try again.
+const EXIT_CONFIG: u8 = 78;
+
+fn main() -> ExitCode {
+    match dispatch(Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Standard error may be closed; the exit code still tells.
+            let _ = writeln!(std::io::stderr(), "keyserver: {error:#}");
+            let config = error.chain().any(|cause| cause.is::<ConfigError>() || cause.is::<keys::KeyFileError>());
+            if config { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Init { dir, name, address, mesh_cidr, exposure, pq, json } => {
+            let new = init::NewMesh { dir, name, address, mesh_cidr, exposure, pq: pq.into() };
+            print_made(&init::init(&new).context("make a mesh")?, &new, json)
+        }
+        Command::Run { config } => run(&config),
+        Command::CheckConfig { file } => {
+            Config::load(&file)?;
+            Ok(writeln!(std::io::stdout(), "{}: good", file.display())?)
+        }
+        Command::Verify { config, json } => verify::verify(&Config::load(&config)?, json),
+        Command::Resume { config } => resume::resume(&Config::load(&config)?),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Args::command(), "keyserver", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man => Ok(clap_mangen::Man::new(Args::command()).section("8").render(&mut std::io::stdout())?),
+    }
+}
+
+fn run(path: &Path) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    app::start_logging(&config);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let result = runtime.block_on(app::run(config));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
+}
+
+fn print_made(made: &init::Made, new: &init::NewMesh, json: bool) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    if json {
+        let document = serde_json::json!({ "mesh": new.name, "mesh_id": made.mesh, "config": made.config });
+        return Ok(writeln!(out, "{document}")?);
+    }
+    let config = made.config.display();
+    writeln!(out, "mesh {} is made, its id is {}\n", new.name, made.mesh)?;
+    writeln!(out, "Its keys are in {}: keep a copy in a safe place.\n\nNext:", new.dir.join("keys").display())?;
+    writeln!(out, "  keyserver run --config {config}")?;
+    writeln!(out, "  meshctl cluster add east --pod-cidr 10.1.0.0/16 --node-prefix 24")?;
+    Ok(writeln!(out, "  meshctl token create --cluster east --uses 1 --ttl 1h")?)
+}

@@ -1,0 +1,310 @@
+//! The operators' Unix socket: JSON lines, this user only.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_protocol::admin::{AdminError, AdminErrorCode, AdminReply, AdminRequest, KeyserverStatus};
+use mesh_protocol::control::{Refusal, RefusalCode};
+use mesh_protocol::id::{Name, NodeId};
+use mesh_protocol::line::{self, LineBuffer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tracing::{debug, info, warn};
+
+use crate::directory::{ClusterRequest, RevocationTicket, RotationProgress, RotationTicket, TokenRequest};
+use crate::writer::{Stopped, Writer};
+
+/// Operators at once. Each may hold one line of 1 MiB.
+const MAX_CLIENTS: usize = 32;
+/// A client that says nothing for so long is closed.
+const IDLE: Duration = Duration::from_secs(60);
+/// A client takes an answer within this.
+const WRITE_WITHIN: Duration = Duration::from_secs(10);
+/// Longest wait that an operator may ask for.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
+
+/// What the process knows and the directory does not.
+#[derive(Debug)]
+pub(crate) struct About {
+    /// Addresses it listens on.
+    pub(crate) listen: Vec<SocketAddr>,
+    /// When it started.
+    pub(crate) started: std::time::Instant,
+}
+
+/// Opens the socket, mode 0600. One that a dead keyserver left is replaced; one that answers is not.
+pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another keyserver answers there"));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Nobody gets in between the creation of the socket and its mode.
+    let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(path);
+    nix::sys::stat::umask(before);
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    listener
+}
+
+/// Serves operators until cancelled.
+pub(crate) async fn run(listener: UnixListener, writer: Writer, about: Arc<About>) {
+    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (writer, about) = (writer.clone(), about.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = serve(stream, &writer, &about).await {
+                        debug!(%error, "operator's connection over");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "operator's connection not accepted");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve(mut stream: UnixStream, writer: &Writer, about: &About) -> io::Result<()> {
+    let mut lines = LineBuffer::default();
+    let mut chunk = [0; 4096];
+    loop {
+        let read = timeout(IDLE, stream.read(&mut chunk)).await??;
+        if read == 0 {
+            return Ok(());
+        }
+        lines.push(&chunk[..read]);
+        loop {
+            match lines.next_line() {
+                Ok(Some(text)) => answer(&mut stream, writer, about, &text).await?,
+                Ok(None) => break,
+                Err(error) => return send(&mut stream, &bad_request(error.to_string())).await,
+            }
+        }
+    }
+}
+
+fn bad_request(message: String) -> AdminReply {
+    AdminReply::Error(AdminError { code: AdminErrorCode::BadRequest, message })
+}
+
+async fn send(stream: &mut UnixStream, reply: &AdminReply) -> io::Result<()> {
+    let bytes = line::encode(reply).or_else(|error| line::encode(&bad_request(error.to_string())));
+    let bytes = bytes.map_err(io::Error::other)?;
+    timeout(WRITE_WITHIN, stream.write_all(&bytes)).await?
+}
+
+async fn answer(stream: &mut UnixStream, writer: &Writer, about: &About, text: &[u8]) -> io::Result<()> {
+    let request: AdminRequest = match line::decode(text) {
+        Ok(request) => request,
+        Err(error) => return send(stream, &bad_request(error.to_string())).await,
+    };
+    info!(request = %words(&request), "operator asks");
+    let stopped = |stopped: Stopped| io::Error::other(stopped);
+    match request {
+        AdminRequest::NodeRevoke { node, reason, void_tokens, wait } => {
+            let revoked =
+                writer.call(move |directory| (directory.revoke(&node, &reason, void_tokens), directory.progress()));
+            match revoked.await.map_err(stopped)? {
+                (Ok(ticket), progress) => follow_revocation(stream, writer, ticket, progress, wait_of(wait)).await,
+                (Err(refusal), _) => send(stream, &failed(refusal)).await,
+            }
+        }
+        AdminRequest::Rotate { nodes, force, wait } => {
+            let rotation = writer.call(move |directory| (directory.rotate(&nodes, force), directory.progress()));
+            match rotation.await.map_err(stopped)? {
+                (Ok(ticket), progress) => {
+                    let result = follow_rotation(stream, writer, ticket, progress, wait_of(wait)).await;
+                    writer.call(move |directory| directory.end_rotation(ticket)).await.map_err(stopped)?;
+                    result
+                }
+                (Err(refusal), _) => send(stream, &failed(refusal)).await,
+            }
+        }
+        request => {
+            let reply = one_answer(writer, about, request).await.map_err(stopped)?;
+            send(stream, &reply.unwrap_or_else(failed)).await
+        }
+    }
+}
+
+/// For the log: the kind of request, without what it carries.
+fn words(request: &AdminRequest) -> &'static str {
+    match request {
+        AdminRequest::Status => "status",
+        AdminRequest::ClusterAdd { .. } => "cluster add",
+        AdminRequest::ClusterList => "cluster list",
+        AdminRequest::TokenCreate { .. } => "token create",
+        AdminRequest::TokenList => "token list",
+        AdminRequest::TokenRevoke { .. } => "token revoke",
+        AdminRequest::NodeList => "node list",
+        AdminRequest::NodeRevoke { .. } => "node revoke",
+        AdminRequest::Rotate { .. } => "rotate",
+    }
+}
+
+async fn one_answer(
+    writer: &Writer,
+    about: &About,
+    request: AdminRequest,
+) -> Result<Result<AdminReply, Refusal>, Stopped> {
+    Ok(match request {
+        AdminRequest::Status => Ok(status(writer, about).await?),
+        AdminRequest::ClusterAdd { cluster, pod_cidrs, node_prefix, node_prefix6 } => {
+            let request = ClusterRequest { cluster, pod_cidrs, node_prefix, node_prefix6 };
+            let added = writer.call(move |directory| directory.add_cluster(request)).await?;
+            added.map(|cluster| AdminReply::Clusters { clusters: vec![cluster] })
+        }
+        AdminRequest::ClusterList => {
+            Ok(AdminReply::Clusters { clusters: writer.call(|directory| directory.list_clusters()).await? })
+        }
+        AdminRequest::TokenCreate { cluster, uses, ttl, cidrs, tags } => {
+            let request = TokenRequest { cluster, uses, ttl, cidrs, tags };
+            let made = writer.call(move |directory| directory.create_token(request)).await?;
+            made.map(|(line, token)| AdminReply::Token { line: line.to_string(), token })
+        }
+        AdminRequest::TokenList => {
+            let tokens = writer.call(|directory| directory.list_tokens()).await?;
+            tokens.map(|tokens| AdminReply::Tokens { tokens })
+        }
+        AdminRequest::TokenRevoke { token } => {
+            let voided = writer.call(move |directory| directory.revoke_token(&token)).await?;
+            voided.map(|token| AdminReply::Tokens { tokens: vec![token] })
+        }
+        AdminRequest::NodeList => {
+            Ok(AdminReply::Nodes { nodes: writer.call(|directory| directory.list_nodes()).await? })
+        }
+        AdminRequest::NodeRevoke { .. } | AdminRequest::Rotate { .. } => {
+            Ok(bad_request("has more than one answer".to_owned()))
+        }
+    })
+}
+
+async fn status(writer: &Writer, about: &About) -> Result<AdminReply, Stopped> {
+    let status = writer.call(|directory| directory.status()).await?;
+    Ok(AdminReply::Status(Box::new(KeyserverStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        mesh: status.mesh,
+        mesh_id: status.mesh_id,
+        trust: status.trust.to_owned(),
+        policy_version: status.policy_version,
+        position: status.position,
+        listen: about.listen.clone(),
+        nodes: status.nodes,
+        connected: status.connected,
+        uptime: about.started.elapsed().as_secs(),
+        alarms: status.alarms,
+    })))
+}
+
+fn failed(refusal: Refusal) -> AdminReply {
+    let code = match refusal.code {
+        RefusalCode::Token => AdminErrorCode::NotFound,
+        RefusalCode::Taken => AdminErrorCode::Conflict,
+        RefusalCode::Unavailable | RefusalCode::Exhausted | RefusalCode::Busy => AdminErrorCode::Unavailable,
+        RefusalCode::BadMessage | RefusalCode::OutOfScope | RefusalCode::Revoked | RefusalCode::Record => {
+            AdminErrorCode::BadRequest
+        }
+    };
+    AdminReply::Error(AdminError { code, message: refusal.message })
+}
+
+fn wait_of(millis: u64) -> Duration {
+    Duration::from_millis(millis).min(LONGEST_WAIT)
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+async fn follow_revocation(
+    stream: &mut UnixStream,
+    writer: &Writer,
+    ticket: RevocationTicket,
+    mut progress: tokio::sync::watch::Receiver<u64>,
+    wait: Duration,
+) -> io::Result<()> {
+    let started = Instant::now();
+    let RevocationTicket { name, position, online, mut offline } = ticket;
+    let mut left: BTreeMap<NodeId, Name> = online.clone();
+    let mut confirmed = 0;
+    let mut shown = None;
+    loop {
+        progress.mark_unchanged();
+        let nodes: Vec<NodeId> = left.keys().copied().collect();
+        let now = writer.call(move |directory| directory.confirmed(nodes.iter(), position));
+        let (done, waiting) = now.await.map_err(io::Error::other)?;
+        confirmed += u32::try_from(done.len()).unwrap_or(u32::MAX);
+        for (node, gone) in std::mem::take(&mut left) {
+            if waiting.contains(&node) {
+                left.insert(node, gone);
+            } else if !done.contains(&node) {
+                offline.push(gone);
+            }
+        }
+        let over = left.is_empty() || started.elapsed() >= wait;
+        if over || shown != Some(confirmed) {
+            shown = Some(confirmed);
+            let reply = AdminReply::Revocation {
+                node: name.clone(),
+                online: u32::try_from(online.len()).unwrap_or(u32::MAX),
+                confirmed,
+                waiting: left.values().cloned().collect(),
+                offline: offline.clone(),
+                millis: millis(started),
+                done: over,
+            };
+            send(stream, &reply).await?;
+        }
+        if over {
+            return Ok(());
+        }
+        // Over, or something happened: the loop looks.
+        let _ = timeout_at(started + wait, progress.changed()).await;
+    }
+}
+
+async fn follow_rotation(
+    stream: &mut UnixStream,
+    writer: &Writer,
+    ticket: RotationTicket,
+    mut progress: tokio::sync::watch::Receiver<u64>,
+    wait: Duration,
+) -> io::Result<()> {
+    let started = Instant::now();
+    let mut shown = None;
+    loop {
+        progress.mark_unchanged();
+        let now = writer.call(move |directory| directory.rotation_progress(ticket)).await.map_err(io::Error::other)?;
+        let over = now.done || started.elapsed() >= wait;
+        if over || shown.as_ref() != Some(&now) {
+            shown = Some(now.clone());
+            let RotationProgress { total, promoted, confirmed, failed, offline, .. } = now;
+            let millis = millis(started);
+            let reply = AdminReply::Rotation { total, promoted, confirmed, failed, offline, millis, done: over };
+            send(stream, &reply).await?;
+        }
+        if over {
+            return Ok(());
+        }
+        // Over, or something happened: the loop looks.
+        let _ = timeout_at(started + wait, progress.changed()).await;
+    }
+}

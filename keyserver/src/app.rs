@@ -1,0 +1,117 @@
+//! Builds, connects, starts and stops the parts.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::config::{Config, LogFormat};
+use crate::directory::{Directory, Settings};
+use crate::keys::Keys;
+use crate::listen::{Gate, Listener};
+use crate::metrics::Metrics;
+use crate::store::Embedded;
+use crate::watermark::WatermarkFile;
+use crate::writer::Writer;
+use crate::{admin, metrics};
+
+/// How long the last work may take after SIGTERM.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Starts logging to standard error.
+pub(crate) fn start_logging(config: &Config) {
+    let level = match config.log_level {
+        crate::config::LogLevel::Error => tracing::Level::ERROR,
+        crate::config::LogLevel::Warn => tracing::Level::WARN,
+        crate::config::LogLevel::Info => tracing::Level::INFO,
+        crate::config::LogLevel::Debug => tracing::Level::DEBUG,
+        crate::config::LogLevel::Trace => tracing::Level::TRACE,
+    };
+    // Of libraries only what somebody must know: their debug output names every packet.
+    let filter = tracing_subscriber::EnvFilter::new(format!("warn,keyserver={level}"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    match config.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+/// Opens keys and store as `config` says.
+pub(crate) fn load(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Directory> {
+    let keys = Keys::load(&config.keys_dir()).context("load keys")?;
+    let path = config.store_path();
+    let store = Embedded::open(&path).with_context(|| format!("open store {}", path.display()))?;
+    let settings = Settings { addresses: config.addresses.clone(), grant_life: config.grant_life };
+    let watermark = WatermarkFile::in_dir(&config.dir);
+    Directory::load(Box::new(store), keys, settings, watermark, metrics).context("read the directory")
+}
+
+/// Runs a keyserver until SIGTERM or SIGINT.
+pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+    let (metrics, registry) = Metrics::new();
+    let directory = load(&config, metrics.clone())?;
+    let transport = Keys::load(&config.keys_dir())?.transport;
+    let (writer, thread) = Writer::start(directory).context("start the writer")?;
+    let mut parts = JoinSet::new();
+    let gate = Gate::new(writer.clone(), metrics);
+    for address in &config.listen {
+        let listener = Listener::bind(*address, &transport).await;
+        let listener = listener.with_context(|| format!("listen on {address}"))?;
+        let gate = gate.clone();
+        parts.spawn(async move {
+            listener.run(gate).await;
+            Err(anyhow!("a listener ended"))
+        });
+    }
+    let socket = bind_admin(&config.admin_socket)?;
+    let about = Arc::new(admin::About { listen: config.listen.clone(), started: Instant::now() });
+    let operators = writer.clone();
+    parts.spawn(async move {
+        admin::run(socket, operators, about).await;
+        Err(anyhow!("the admin socket ended"))
+    });
+    if let Some(address) = config.metrics_listen {
+        parts.spawn(async move { metrics::serve(address, registry).await.context("serve metrics") });
+    }
+    tell_systemd(NotifyState::Ready);
+    info!("ready");
+    let result = wait_for_end(&mut parts, &writer).await;
+    tell_systemd(NotifyState::Stopping);
+    drop((writer, gate));
+    parts.shutdown().await;
+    let _ = std::fs::remove_file(&config.admin_socket);
+    // Sessions hold handles too and end with the runtime: what was acknowledged is on disk already.
+    let drained = tokio::time::timeout(DRAIN, tokio::task::spawn_blocking(move || drop(thread)));
+    let _ = drained.await;
+    result
+}
+
+fn bind_admin(path: &Path) -> anyhow::Result<tokio::net::UnixListener> {
+    admin::bind(path).with_context(|| format!("open the admin socket {}", path.display()))
+}
+
+async fn wait_for_end(parts: &mut JoinSet<anyhow::Result<()>>, writer: &Writer) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        Some(ended) = parts.join_next() => return ended.context("a part panicked")?,
+        () = writer.ended() => return Err(anyhow!("the writer ended: see the message above")),
+    }
+    info!("stopping");
+    // What was asked before is answered: one more round through the writer's queue.
+    let _ = tokio::time::timeout(DRAIN, writer.call(|_| ())).await;
+    Ok(())
+}
+
+fn tell_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!(%error, "systemd not told");
+    }
+}

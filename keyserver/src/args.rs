@@ -1,0 +1,124 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use ipnet::Ipv4Net;
+use mesh_protocol::id::Name;
+use mesh_protocol::record::PostQuantum;
+
+use crate::config::{DEFAULT_DIR, check_address};
+
+/// Enrols nodes into a mesh and tells each who its peers are.
+#[derive(Debug, Parser)]
+#[command(
+    name = "keyserver",
+    version,
+    after_help = "Example:
+  keyserver init --name prod --address keys.example.net:7443
+  keyserver run --config /etc/mesh-keyserver/keyserver.toml"
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a new mesh: keys, first trust policy, store and configuration
+    #[command(after_help = "Example:
+  keyserver init --dir /etc/mesh-keyserver --name prod --address keys.example.net:7443")]
+    Init {
+        /// Directory for keys, store and configuration; made with mode 0700
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
+        dir: PathBuf,
+        /// Name of the mesh: one DNS label
+        #[arg(long)]
+        name: Name,
+        /// Address under which nodes reach this keyserver; goes into join tokens
+        #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+        address: String,
+        /// Pool for the nodes' own IPv4 addresses; must not overlap networks that the nodes are in
+        #[arg(long, value_name = "CIDR", default_value = "100.96.0.0/16")]
+        mesh_cidr: Ipv4Net,
+        /// Running time after which a node that hears from no keyserver closes its tunnels
+        #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = humantime::parse_duration)]
+        exposure: Duration,
+        /// Whether tunnels need a post-quantum preshared key. "off" until nodes can offer one: with "required" no tunnel
+        /// comes up
+        #[arg(long, value_enum, default_value_t = Pq::Off)]
+        pq: Pq,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run the keyserver (systemd: Type=notify)
+    #[command(after_help = "Example:
+  keyserver run --config /etc/mesh-keyserver/keyserver.toml")]
+    Run {
+        /// Configuration file
+        #[arg(long, value_name = "FILE", default_value = "/etc/mesh-keyserver/keyserver.toml")]
+        config: PathBuf,
+    },
+    /// Check a configuration file without running anything
+    #[command(after_help = "Example:
+  keyserver check-config /etc/mesh-keyserver/keyserver.toml")]
+    CheckConfig {
+        /// Configuration file
+        file: PathBuf,
+    },
+    /// Check every page of the store and every signature in it; the keyserver must not be running
+    #[command(after_help = "Example:
+  keyserver verify --config /etc/mesh-keyserver/keyserver.toml")]
+    Verify {
+        /// Configuration file
+        #[arg(long, value_name = "FILE", default_value = "/etc/mesh-keyserver/keyserver.toml")]
+        config: PathBuf,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let a keyserver write again whose store was restored from a copy: it starts a new history
+    #[command(after_help = "Example:
+  keyserver resume --config /etc/mesh-keyserver/keyserver.toml")]
+    Resume {
+        /// Configuration file
+        #[arg(long, value_name = "FILE", default_value = "/etc/mesh-keyserver/keyserver.toml")]
+        config: PathBuf,
+    },
+    /// Print a completion script
+    #[command(after_help = "Example:
+  keyserver completion bash > /etc/bash_completion.d/keyserver")]
+    Completion {
+        /// For which shell
+        shell: Shell,
+    },
+    /// Print the man page
+    #[command(after_help = "Example:
+  keyserver man | man -l -")]
+    Man,
+}
+
+/// [`PostQuantum`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pq {
+    /// No tunnel without one
+    Required,
+    /// Plain WireGuard
+    Off,
+}
+
+impl From<Pq> for PostQuantum {
+    fn from(pq: Pq) -> Self {
+        match pq {
+            Pq::Required => Self::Required,
+            Pq::Off => Self::Off,
+        }
+    }
+}
+
+fn address(text: &str) -> Result<String, String> {
+    check_address(text).map(|()| text.to_owned())
+}

@@ -1,0 +1,73 @@
+//! Grants: signing them, and renewing them after two thirds of their life.
+
+use mesh_protocol::control::{Refusal, RefusalCode};
+use mesh_protocol::envelope::Envelope;
+use mesh_protocol::id::NodeId;
+use mesh_protocol::key::SigningKey;
+use mesh_protocol::record::NodeGrant;
+use tracing::{info, warn};
+
+use super::{Directory, refusal, unix_now};
+
+/// Grants renewed in one go: each is a transaction, and nobody else is served meanwhile.
+const RENEWED_AT_ONCE: usize = 64;
+
+impl Directory {
+    pub(super) fn issuer(&self) -> Result<&SigningKey, Refusal> {
+        self.keys.issuer.as_ref().ok_or_else(|| {
+            refusal(RefusalCode::Unavailable, "the issuer's key is not on this machine: this keyserver cannot grant")
+        })
+    }
+
+    pub(super) fn seal_grant(&self, grant: &NodeGrant) -> Result<Envelope, Refusal> {
+        Ok(Envelope::seal(self.mesh(), grant, &[self.issuer()?]))
+    }
+
+    /// Renews a node's grant if it is due; failing that the old one goes on.
+    pub(super) fn renew_grant_of(&mut self, node: NodeId) {
+        let now = unix_now();
+        let Some(held) = self.view().member(node).map(|member| member.grant.object.clone()) else { return };
+        if self.keys.issuer.is_none() || !is_due(&held, now) {
+            return;
+        }
+        let renewed = NodeGrant {
+            generation: held.generation + 1,
+            serial: self.history.serial + 1,
+            issued: now,
+            expires: now.saturating_add(self.settings.grant_life.as_secs().min(self.longest_grant(&held))),
+            pq: self.view().policy().pq,
+            ..held
+        };
+        let name = renewed.name.clone();
+        let result = match self.seal_grant(&renewed) {
+            Ok(envelope) => self
+                .change(&envelope, Vec::new(), Vec::new())
+                .map(|_| ())
+                .map_err(|error| error.into_refusal(RefusalCode::OutOfScope)),
+            Err(refusal) => Err(refusal),
+        };
+        match result {
+            Ok(()) => info!(node = %name, "grant renewed"),
+            Err(error) => warn!(node = %name, %error, "grant not renewed, the old one goes on"),
+        }
+    }
+
+    pub(super) fn renew_grants(&mut self) {
+        let now = unix_now();
+        let due = self.view().members().filter(|(_, member)| is_due(&member.grant.object, now));
+        let due: Vec<NodeId> = due.map(|(node, _)| *node).take(RENEWED_AT_ONCE).collect();
+        for node in due {
+            self.renew_grant_of(node);
+        }
+    }
+
+    fn longest_grant(&self, grant: &NodeGrant) -> u64 {
+        self.view().policy().cluster(&grant.cluster).map_or(0, |(issuer, _)| issuer.longest_grant)
+    }
+}
+
+/// Two thirds of its life are over.
+fn is_due(grant: &NodeGrant, now: u64) -> bool {
+    let life = grant.expires.saturating_sub(grant.issued);
+    now >= grant.issued.saturating_add(life / 3 * 2)
+}

@@ -1,0 +1,176 @@
+//! The append-only history of accepted objects, how it lies in the store, and what follows from it.
+
+use std::collections::VecDeque;
+
+use mesh_protocol::cbor::{self, CborError};
+use mesh_protocol::envelope::{Envelope, NO_MESH};
+use mesh_protocol::id::{Hash, MeshId, Position};
+use mesh_protocol::record::NodeGrant;
+use mesh_protocol::trust::{TrustError, View, beginning, next_state};
+
+use crate::store::{self, Range, Store, StoreError};
+
+/// Changes kept in memory for nodes that resume: 16,384 of about 2 KiB are 32 MiB. Who is further behind gets a full map.
+const RECENT: usize = 16_384;
+/// Changes read from the store at once.
+const PAGE: usize = 1_024;
+
+/// How keys and numbers lie in the store.
+pub(crate) mod layout {
+    use mesh_protocol::id::{NodeId, TokenId};
+
+    /// 32 bytes: the mesh's id.
+    pub(crate) const MESH: &[u8] = b"mesh";
+    /// 8 bytes, big-endian: which history this is.
+    pub(crate) const EPOCH: &[u8] = b"epoch";
+    /// 8 bytes, big-endian: grants have a serial above this, whatever the history says.
+    pub(crate) const SERIAL_FLOOR: &[u8] = b"serial-floor";
+    /// All changes.
+    pub(crate) const HISTORY: &[u8] = b"history/";
+    /// All tokens.
+    pub(crate) const TOKENS: &[u8] = b"token/";
+    /// Proofs that somebody signed two truths.
+    pub(crate) const EVIDENCE: &[u8] = b"evidence/";
+
+    /// One change: its envelope.
+    pub(crate) fn history(revision: u64) -> Vec<u8> {
+        [HISTORY, &revision.to_be_bytes()].concat()
+    }
+
+    /// One token: its limits and how often it was used.
+    pub(crate) fn token(token: TokenId) -> Vec<u8> {
+        [TOKENS, token.as_bytes()].concat()
+    }
+
+    /// There once `node` enrolled with `token`: asking again, after a lost answer, costs no use.
+    pub(crate) fn token_use(token: TokenId, node: NodeId) -> Vec<u8> {
+        [uses(token).as_slice(), node.as_bytes()].concat()
+    }
+
+    /// All uses of a token.
+    pub(crate) fn uses(token: TokenId) -> Vec<u8> {
+        [b"use/".as_slice(), token.as_bytes(), b"/"].concat()
+    }
+}
+
+/// The store does not hold a mesh.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum LoadError {
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It has no mesh in it.
+    #[error("the store holds no mesh: {0} is missing")]
+    Missing(&'static str),
+    /// A change is not what was written.
+    #[error("change {revision} of the history does not decode: {source}")]
+    Malformed {
+        /// Which.
+        revision: u64,
+        /// Why.
+        source: CborError,
+    },
+    /// A change that the trust rules refuse.
+    #[error("change {revision} of the history is refused: {source}")]
+    Refused {
+        /// Which.
+        revision: u64,
+        /// Why.
+        source: TrustError,
+    },
+    /// A change is missing in the middle.
+    #[error("change {0} of the history is missing")]
+    Gap(u64),
+}
+
+/// The history and what it amounts to.
+pub(crate) struct History {
+    /// What was accepted.
+    pub(crate) view: View,
+    /// Where it stands.
+    pub(crate) position: Position,
+    /// Hash of it all.
+    pub(crate) state: Hash,
+    /// Highest serial of a grant.
+    pub(crate) serial: u64,
+    recent: VecDeque<Envelope>,
+}
+
+impl History {
+    /// Replays the history that `store` holds and verifies each change of it.
+    pub(crate) fn load(store: &dyn Store) -> Result<Self, LoadError> {
+        let mesh = value(store, layout::MESH)?.ok_or(LoadError::Missing("mesh"))?;
+        let mesh = MeshId(mesh.try_into().map_err(|_| LoadError::Missing("mesh"))?);
+        let epoch = number(store, layout::EPOCH)?.ok_or(LoadError::Missing("epoch"))?;
+        let floor = number(store, layout::SERIAL_FLOOR)?.unwrap_or(0);
+        let mut changes = Changes { store, next: 1, page: VecDeque::new() };
+        let first = changes.next()?.ok_or(LoadError::Missing("the first policy"))?;
+        let view = View::pinned(mesh, std::slice::from_ref(&first))
+            .map_err(|source| LoadError::Refused { revision: 1, source })?;
+        let start = beginning(epoch);
+        let mut history = Self { view, position: start, state: Hash([0; 32]), serial: floor, recent: VecDeque::new() };
+        history.push(first);
+        while let Some(envelope) = changes.next()? {
+            let revision = history.position.revision + 1;
+            history.view.apply(&envelope).map_err(|source| LoadError::Refused { revision, source })?;
+            history.push(envelope);
+        }
+        Ok(history)
+    }
+
+    /// Appends a change that the view has accepted.
+    pub(crate) fn push(&mut self, envelope: Envelope) {
+        self.position.revision += 1;
+        let mesh = if self.position.revision == 1 { NO_MESH } else { self.view.mesh() };
+        self.state = next_state(self.state, envelope.hash(mesh));
+        if let Ok(grant) = envelope.unverified::<NodeGrant>() {
+            self.serial = self.serial.max(grant.serial);
+        }
+        self.recent.push_back(envelope);
+        if self.recent.len() > RECENT {
+            self.recent.pop_front();
+        }
+    }
+
+    /// The changes after `from`; `None` where only a full map helps: another history, or too long ago, or not yet.
+    pub(crate) fn since(&self, from: Position) -> Option<Vec<Envelope>> {
+        if from.epoch != self.position.epoch || from.revision == 0 {
+            return None;
+        }
+        let missing = usize::try_from(self.position.revision.checked_sub(from.revision)?).ok()?;
+        let skip = self.recent.len().checked_sub(missing)?;
+        Some(self.recent.iter().skip(skip).cloned().collect())
+    }
+}
+
+struct Changes<'a> {
+    store: &'a dyn Store,
+    next: u64,
+    page: VecDeque<store::Entry>,
+}
+
+impl Changes<'_> {
+    fn next(&mut self) -> Result<Option<Envelope>, LoadError> {
+        if self.page.is_empty() {
+            let range = Range { start: layout::history(self.next), end: Range::prefix(layout::HISTORY).end };
+            self.page = self.store.range(&range, None, PAGE)?.into();
+        }
+        let Some(entry) = self.page.pop_front() else { return Ok(None) };
+        if entry.key != layout::history(self.next) {
+            return Err(LoadError::Gap(self.next));
+        }
+        let revision = self.next;
+        let envelope = cbor::from_slice(&entry.value).map_err(|source| LoadError::Malformed { revision, source })?;
+        self.next += 1;
+        Ok(Some(envelope))
+    }
+}
+
+fn value(store: &dyn Store, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+    Ok(store::get(store, key)?.map(|entry| entry.value))
+}
+
+fn number(store: &dyn Store, key: &'static [u8]) -> Result<Option<u64>, StoreError> {
+    Ok(value(store, key)?.and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes))
+}

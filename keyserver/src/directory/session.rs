@@ -1,0 +1,146 @@
+//! A node's session as the directory sees it: how it opens, and what it starts with.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mesh_protocol::control::{Refusal, RefusalCode, ServerMessage};
+use mesh_protocol::envelope::Envelope;
+use mesh_protocol::frame;
+use mesh_protocol::id::{MeshId, NodeId, Position};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::{Directory, refusal, unix_now, watch};
+
+/// An encoded message, shared by all who get it.
+pub(crate) type Frame = Arc<[u8]>;
+
+/// Frames that wait for one session: pointers, 16 KiB; the frames themselves are shared. Full: the session is closed,
+/// and resumes.
+const QUEUE: usize = 1_024;
+/// Policies in a welcome, so that it stays within a frame: the others come as items.
+const WELCOME_POLICY_BYTES: usize = 32 * 1024;
+
+/// One session of one node. A later one of the same node makes it stale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SessionKey {
+    /// Which node.
+    pub(crate) node: NodeId,
+    /// Which session.
+    pub(crate) id: u64,
+}
+
+/// What a session starts with.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    /// Its key.
+    pub(crate) key: SessionKey,
+    /// Sent first, in order.
+    pub(crate) first: Vec<Frame>,
+    /// Sent from then on, until it ends.
+    pub(crate) rest: mpsc::Receiver<Frame>,
+}
+
+/// What a node said first.
+#[derive(Debug)]
+pub(crate) struct Hello {
+    /// The mesh it belongs to.
+    pub(crate) mesh: MeshId,
+    /// Where it stands.
+    pub(crate) position: Option<Position>,
+    /// Newest policy it holds.
+    pub(crate) policy_version: u64,
+}
+
+impl Directory {
+    /// Whether an identity may have a session.
+    pub(crate) fn is_member(&self, node: NodeId) -> bool {
+        self.view().member(node).is_some()
+    }
+
+    /// Opens a session of a member.
+    pub(crate) fn open_session(&mut self, node: NodeId, peer: SocketAddr, hello: &Hello) -> Result<Opening, Refusal> {
+        if self.view().member(node).is_none() {
+            return Err(refusal(RefusalCode::Revoked, "not a member"));
+        }
+        if hello.mesh != self.mesh() {
+            return Err(refusal(RefusalCode::BadMessage, format!("this is not a keyserver of mesh {}", hello.mesh)));
+        }
+        let ahead = |position: Position| {
+            position.epoch == self.position().epoch && position.revision > self.position().revision
+        };
+        if hello.position.is_some_and(ahead) {
+            warn!(node = %node.short(), "node knows more than this keyserver: was its store restored from a copy?");
+            self.alarm(format!("node {} knows more than this keyserver: was its store restored?", node.short()));
+        }
+        if self.broken {
+            self.read_back()?;
+        }
+        self.renew_grant_of(node);
+        self.flush();
+        let first = self.first_frames(node, peer, hello)?;
+        let name = self.view().member(node).map(|member| member.grant.object.name.clone());
+        let name = name.ok_or_else(|| refusal(RefusalCode::Revoked, "not a member"))?;
+        info!(node = %name, %peer, "session open");
+        let (queue, rest) = mpsc::channel(QUEUE);
+        let key = self.hub.connect(node, name, peer, queue);
+        Ok(Opening { key, first, rest })
+    }
+
+    fn first_frames(&mut self, node: NodeId, peer: SocketAddr, hello: &Hello) -> Result<Vec<Frame>, Refusal> {
+        let checkpoint = self.checkpoint();
+        let member = self.view().member(node).ok_or_else(|| refusal(RefusalCode::Revoked, "not a member"))?;
+        let welcome = ServerMessage::Welcome {
+            checkpoint: checkpoint.clone(),
+            policies: self.policies_above(hello.policy_version),
+            own_record: member.record.as_ref().map(|record| record.envelope.clone()),
+            own_grant: member.grant.envelope.clone(),
+            observed: peer,
+        };
+        let welcome = frame::encode(&welcome).map_err(|error| refusal(RefusalCode::Unavailable, error.to_string()))?;
+        let mut frames: Vec<Frame> = vec![welcome.into()];
+        let resumed = hello.position.and_then(|from| Some((from, self.history.since(from)?)));
+        frames.extend(match resumed {
+            Some((from, changes)) => watch::delta(from, changes, &checkpoint),
+            None => watch::full(self.position(), self.view().envelopes().cloned().collect(), &checkpoint),
+        });
+        frames.extend(watch::live(self.live_endpoints()));
+        Ok(frames)
+    }
+
+    fn policies_above(&self, version: u64) -> Vec<Envelope> {
+        let mut room = WELCOME_POLICY_BYTES;
+        let newer = self.view().policies().iter().filter(|policy| policy.object.version > version);
+        let fitting = newer.map(|policy| &policy.envelope).take_while(|envelope| {
+            let length = envelope.payload().len() + 1_024;
+            let fits = length <= room;
+            room = room.saturating_sub(length);
+            fits
+        });
+        fitting.cloned().collect()
+    }
+
+    fn live_endpoints(&self) -> Vec<Envelope> {
+        let now = unix_now();
+        let endpoints = self.view().members().filter_map(|(_, member)| member.endpoints.as_ref());
+        endpoints.filter(|endpoints| endpoints.object.expires > now).map(|held| held.envelope.clone()).collect()
+    }
+
+    /// Whether this session is its node's newest, and the node a member.
+    pub(crate) fn is_current(&self, key: SessionKey) -> bool {
+        self.hub.is_current(key)
+    }
+
+    /// A session ended.
+    pub(crate) fn close_session(&mut self, key: SessionKey) {
+        if self.hub.is_current(key) {
+            info!(node = %key.node.short(), "session closed");
+        }
+        self.hub.disconnect(key);
+    }
+
+    /// A node has everything up to `position` in force.
+    pub(crate) fn applied(&mut self, key: SessionKey, position: Position) {
+        self.hub.applied(key, position);
+    }
+}

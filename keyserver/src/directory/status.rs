@@ -1,0 +1,64 @@
+//! What operators see.
+
+use std::net::IpAddr;
+
+use mesh_protocol::admin::NodeStatus;
+use mesh_protocol::id::{Name, Position};
+
+use super::{Directory, unix_now};
+
+/// The part of the keyserver's status that the directory knows.
+#[derive(Debug, Clone)]
+pub(crate) struct DirectoryStatus {
+    pub(crate) mesh: Name,
+    pub(crate) mesh_id: mesh_protocol::id::MeshId,
+    pub(crate) trust: &'static str,
+    pub(crate) policy_version: u64,
+    pub(crate) position: Position,
+    pub(crate) nodes: u32,
+    pub(crate) connected: u32,
+    pub(crate) alarms: Vec<String>,
+}
+
+impl Directory {
+    /// The state of it all.
+    pub(crate) fn status(&self) -> DirectoryStatus {
+        let now = unix_now();
+        let valid = self.view().members().filter(|(_, member)| member.is_valid_at(now)).count();
+        DirectoryStatus {
+            mesh: self.view().policy().name.clone(),
+            mesh_id: self.mesh(),
+            trust: self.keys.trust(),
+            policy_version: self.view().policy().version,
+            position: self.position(),
+            nodes: u32::try_from(valid).unwrap_or(u32::MAX),
+            connected: u32::try_from(self.hub.sessions().len()).unwrap_or(u32::MAX),
+            alarms: self.alarms.clone(),
+        }
+    }
+
+    /// Every node, by name.
+    pub(crate) fn list_nodes(&self) -> Vec<NodeStatus> {
+        let mut nodes: Vec<NodeStatus> = self
+            .view()
+            .members()
+            .map(|(node, member)| {
+                let grant = &member.grant.object;
+                NodeStatus {
+                    node: *node,
+                    name: grant.name.clone(),
+                    cluster: grant.cluster.clone(),
+                    addresses: vec![IpAddr::V4(grant.mesh_v4), IpAddr::V6(grant.mesh_v6)],
+                    pod_cidrs: grant.pod_cidrs.clone(),
+                    generation: grant.generation,
+                    expires: grant.expires,
+                    connected: self.hub.sessions().get(node).map(|session| session.peer),
+                    key_epoch: member.record.as_ref().map(|record| record.object.current.epoch),
+                    revoked: false,
+                }
+            })
+            .collect();
+        nodes.sort_by(|one, other| one.name.cmp(&other.name));
+        nodes
+    }
+}
