@@ -311,3 +311,77 @@ fn check_peer(peer: &PeerSpec) -> Result<(), TableError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn secret(n: u8) -> SecretKey {
+        SecretKey::new([n; 32])
+    }
+
+    fn peer(id: u32, prefix: &str) -> PeerSpec {
+        PeerSpec {
+            id: PeerId(id),
+            keys: vec![RemoteKey { epoch: 1, public: secret(id as u8 + 100).to_public() }],
+            preshared_key: None,
+            allowed_ips: vec![prefix.parse().unwrap()],
+            endpoints: Vec::new(),
+            keepalive: None,
+        }
+    }
+
+    fn spec() -> TableSpec {
+        TableSpec {
+            local_keys: vec![LocalKey { epoch: 2, secret: secret(2) }, LocalKey { epoch: 1, secret: secret(1) }],
+            peers: vec![peer(1, "10.1.0.0/16"), peer(2, "10.2.0.0/16")],
+            own_prefixes: vec!["10.9.0.0/16".parse().unwrap()],
+            ..TableSpec::default()
+        }
+    }
+
+    fn refusal(change: impl FnOnce(&mut TableSpec)) -> String {
+        let mut spec = spec();
+        change(&mut spec);
+        Table::new(spec).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let cases: [(&str, fn(&mut TableSpec)); 10] = [
+            ("no local key", |s| s.local_keys.clear()),
+            ("local keys are not in order", |s| s.local_keys.reverse()),
+            ("peer number 1 is used twice", |s| {
+                s.peers[1] = PeerSpec { keys: peer(9, "::/0").keys, ..peer(1, "::/0") }
+            }),
+            ("peer number 1000001 is too large", |s| s.peers[0].id = PeerId(1_000_001)),
+            ("peer 2 has no key", |s| s.peers[1].keys.clear()),
+            ("of peer 2 has another holder", |s| s.peers[1].keys = s.peers[0].keys.clone()),
+            ("of peer 1 has another holder", |s| s.peers[0].keys[0].public = secret(1).to_public()),
+            ("of peer 1 is of low order", |s| s.peers[0].keys[0].public = PublicKey::new([0; 32])),
+            ("10.1.0.0/16 of peer 2 is already held by peer 1", |s| {
+                s.peers[1].allowed_ips = vec!["10.1.3.4/16".parse().unwrap()];
+            }),
+            ("inner MTU 1279", |s| s.inner_mtu = 1279),
+        ];
+        for (message, change) in cases {
+            let refusal = refusal(change);
+            assert!(refusal.contains(message), "{refusal}");
+        }
+        assert!(refusal(|s| s.peers[0].endpoints = vec![([0, 0, 0, 0], 9).into()]).contains("endpoint"));
+    }
+
+    #[test]
+    fn the_longest_prefix_of_all_peers_owns() {
+        let mut spec = spec();
+        spec.peers[1].allowed_ips.push("10.1.7.0/24".parse().unwrap());
+        let table = Table::new(spec).unwrap();
+        let owner = |text: &str| table.owner(text.parse().unwrap());
+        assert_eq!(owner("10.1.6.1"), Some(Owner::Peer(PeerId(1))));
+        assert_eq!(owner("10.1.7.1"), Some(Owner::Peer(PeerId(2))));
+        assert_eq!(owner("10.9.0.1"), Some(Owner::Own));
+        assert_eq!(owner("10.3.0.1"), None);
+    }
+}

@@ -3,11 +3,12 @@
 
 mod lab;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use lab::{secret, table, wait_until};
 use mesh_dataplane::{
-    Command, Engine, EngineConfig, EngineError, Event, LaneParts, PeerId,
+    Command, Engine, EngineConfig, EngineError, Event, LaneParts, LocalKey, PeerId, PeerSpec, RemoteKey, SecretKey,
+    Table, TableSpec,
     tun::memory::MemoryQueue,
     udp::memory::{MemoryNetwork, MemorySocket},
 };
@@ -118,11 +119,10 @@ fn commands_reach_the_lane() {
     wait_until("handshake", PATIENCE, || confirmed(&two.a) && confirmed(&two.b));
     assert!(matches!(two.a.replace_queue(3, Box::new(MemoryQueue::pair().unwrap().0)), Err(EngineError::NoLane(3))));
     // A table without the peer: its tunnel is gone when the lane has taken it.
-    let table = table(secret(1), &["10.1.0.0/16"], secret(7).to_public(), &["10.7.0.0/16"], None);
-    two.a.set_table(table);
-    wait_until("removal", PATIENCE, || {
-        two.a.snapshot().lanes[0].tunnels == 1 || two.a.snapshot().lanes[0].tunnels == 0
-    });
+    let local_keys = vec![LocalKey { epoch: 1, secret: secret(1) }];
+    let empty = Table::new(TableSpec { local_keys, ..TableSpec::default() }).unwrap();
+    two.a.set_table(Arc::new(empty));
+    wait_until("removal", PATIENCE, || two.a.snapshot().lanes[0].tunnels == 0);
 }
 
 #[test]
@@ -130,4 +130,36 @@ fn no_lanes_is_refused() {
     let table = table(secret(1), &[], secret(7).to_public(), &[], None);
     let error = Engine::start(EngineConfig::default(), table, Vec::new()).unwrap_err();
     assert_eq!(error.to_string(), "0 lanes, must be 1 to 8");
+}
+
+#[test]
+fn ten_thousand_known_peers_want_nothing() {
+    let peers = (0..10_000u32).map(|n| {
+        let mut bytes = [7; 32];
+        bytes[4..8].copy_from_slice(&n.to_le_bytes());
+        PeerSpec {
+            id: PeerId(n),
+            keys: vec![RemoteKey { epoch: 1, public: SecretKey::new(bytes).to_public() }],
+            preshared_key: None,
+            allowed_ips: vec![format!("10.{}.{}.0/24", n >> 8, n & 255).parse().unwrap()],
+            endpoints: vec![SocketAddr::from(([192, 0, 2, 1], 7100))],
+            keepalive: None,
+        }
+    });
+    let local_keys = vec![LocalKey { epoch: 1, secret: secret(9) }];
+    let table = Table::new(TableSpec { local_keys, peers: peers.collect(), ..TableSpec::default() }).unwrap();
+    let config = mesh_dataplane::lane::LaneConfig {
+        lane: 0,
+        lanes: 1,
+        flow_key: [0; 16],
+        handshakes_per_second: 500,
+        seed: [3; 32],
+    };
+    let now = mesh_dataplane::clock::Instant::from_start(Duration::from_secs(9));
+    let table = Arc::new(table);
+    let mut lane = mesh_dataplane::lane::Lane::new(config, table.clone(), now);
+    lane.set_table(table, now);
+    assert_eq!(lane.poll_timeout(), None, "no timer");
+    let (stats, peers) = lane.snapshot(now);
+    assert_eq!((stats.tunnels, peers.len()), (0, 0), "no state");
 }
