@@ -45,9 +45,11 @@ fn a_panic_leaves_nothing_behind() {
     let panicked = std::panic::catch_unwind(|| {
         let mut lab = Lab::new("panic").unwrap();
         let node = lab.node("a").unwrap();
-        std::panic::panic_any(node.netns_name().to_owned());
+        std::panic::panic_any((node.netns_name().to_owned(), lab.directory().to_owned()));
     });
-    let name = *panicked.unwrap_err().downcast::<String>().unwrap();
+    let (name, logs) = *panicked.unwrap_err().downcast::<(String, std::path::PathBuf)>().unwrap();
+    // The logs stay, for whoever looks for the reason: that is this test, and it is done.
+    std::fs::remove_dir_all(logs).unwrap();
     assert!(!netns::list_named().unwrap().contains(&name));
 }
 
