@@ -1,1 +1,138 @@
-//! (filled next)
+//! Cutting nodes off, and rotating keys on an operator's word.
+
+use std::time::Duration;
+
+use mesh_protocol::admin::{AdminErrorCode, AdminReply, AdminRequest};
+use mesh_protocol::control::{NodeMessage, RefusalCode, ServerMessage};
+use mesh_protocol::envelope::Kind;
+use mesh_protocol::record::Revocation;
+
+use crate::client::{Node, Session, Transport, eventually};
+use crate::server::Server;
+
+fn revoke(node: &str, wait: u64) -> AdminRequest {
+    AdminRequest::NodeRevoke { node: node.into(), reason: "stolen".into(), void_tokens: true, wait }
+}
+
+async fn members(server: &Server, names: &[&str]) -> Vec<Node> {
+    let token = server.token(10);
+    let mut nodes = Vec::new();
+    for name in names {
+        let mut node = Node::new(name);
+        node.join(server.address, &token).await.unwrap();
+        nodes.push(node);
+    }
+    nodes
+}
+
+async fn hears_of_it(mut session: Session) {
+    let revocation = |session: &Session| session.seen.iter().any(|item| item.kind() == Kind::Revocation);
+    session.until("the revocation", revocation).await;
+    let item = session.seen.iter().find(|item| item.kind() == Kind::Revocation).unwrap();
+    assert_eq!(item.unverified::<Revocation>().unwrap().reason, "stolen");
+    session.applied().await;
+    session.until_end().await;
+}
+
+#[tokio::test]
+async fn a_revocation_reaches_every_session_and_is_confirmed() {
+    let server = Server::start();
+    let mut nodes = members(&server, &["bad", "n1", "n2", "away"]).await;
+    let mut bad = nodes[0].open(server.address, None, Transport::Quic).await.unwrap();
+    let first = nodes[1].open(server.address, None, Transport::Quic).await.unwrap();
+    let second = nodes[2].open(server.address, None, Transport::Tls).await.unwrap();
+    let hearing = [tokio::spawn(hears_of_it(first)), tokio::spawn(hears_of_it(second))];
+    let server = std::sync::Arc::new(server);
+    let asking = server.clone();
+    let replies = tokio::task::spawn_blocking(move || asking.ask_all(&revoke("bad", 10_000))).await.unwrap();
+    let Some(AdminReply::Revocation { node, online, confirmed, waiting, offline, millis, done }) = replies.last()
+    else {
+        panic!("{replies:?}")
+    };
+    assert_eq!((node.as_str(), *online, *confirmed, *done), ("bad", 2, 2, true));
+    assert!(waiting.is_empty() && *millis < 1_000, "{waiting:?} after {millis} ms");
+    assert_eq!(offline.iter().map(|name| name.as_str()).collect::<Vec<_>>(), ["away"]);
+
+    bad.until_end().await;
+    assert!(nodes[0].open(server.address, None, Transport::Tls).await.is_none(), "no session any more");
+    let asking = server.clone();
+    let voided = tokio::task::spawn_blocking(move || asking.tokens()).await.unwrap();
+    assert!(voided.iter().all(|token| token.revoked), "open tokens of its cluster are void");
+    let token = server.token(1);
+    let refused = nodes[0].join(server.address, &token).await.unwrap_err();
+    assert_eq!(refused.code, RefusalCode::Revoked, "enrolment is refused too");
+    assert_eq!(server.ask(&revoke("bad", 0)).unwrap_err().code, AdminErrorCode::NotFound);
+    hearing.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
+async fn a_silent_node_is_waited_for_and_named() {
+    let server = Server::start();
+    let nodes = members(&server, &["bad", "deaf"]).await;
+    let _deaf = nodes[1].open(server.address, None, Transport::Quic).await.unwrap();
+    let replies = server.ask_all(&revoke("bad", 200));
+    let Some(AdminReply::Revocation { waiting, done, millis, .. }) = replies.last() else { panic!("{replies:?}") };
+    assert!(*done && *millis >= 200);
+    assert_eq!(waiting.iter().map(|name| name.as_str()).collect::<Vec<_>>(), ["deaf"]);
+}
+
+#[tokio::test]
+async fn rotation_asks_and_shows_who_did() {
+    let server = std::sync::Arc::new(Server::start());
+    let mut nodes = members(&server, &["n1", "n2", "away"]).await;
+    let mut good = nodes[0].open(server.address, None, Transport::Quic).await.unwrap();
+    let mut stubborn = nodes[1].open(server.address, None, Transport::Tls).await.unwrap();
+    let record = nodes[0].record();
+    good.publish(&nodes[0].seal(&record)).await.unwrap();
+
+    let asking = server.clone();
+    let asked = tokio::task::spawn_blocking(move || {
+        asking.ask_all(&AdminRequest::Rotate { nodes: Vec::new(), force: false, wait: 10_000 })
+    });
+    let request = |session: &Session| {
+        session.other.iter().find_map(|message| match message {
+            ServerMessage::Rotate { request, .. } => Some(*request),
+            _ => None,
+        })
+    };
+    good.until("the request", |session| request(session).is_some()).await;
+    stubborn.until("the request", |session| request(session).is_some()).await;
+    let number = request(&stubborn).unwrap();
+    let refusal = NodeMessage::Rotated { request: number, epoch: None, error: Some("not now".into()) };
+    stubborn.stream.send(&refusal).await;
+    let promoted = nodes[0].record_at(2, 2);
+    let promoted = nodes[0].seal(&promoted);
+    good.publish(&promoted).await.unwrap();
+    good.stream.send(&NodeMessage::Rotated { request: number, epoch: Some(2), error: None }).await;
+    for session in [&mut good, &mut stubborn] {
+        session.until("the new record", |session| session.has(&promoted)).await;
+        session.applied().await;
+    }
+    let replies = asked.await.unwrap();
+    let Some(AdminReply::Rotation { total, promoted, confirmed, failed, offline, done, .. }) = replies.last() else {
+        panic!("{replies:?}")
+    };
+    let names = |names: &[mesh_protocol::id::Name]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!((*total, *done), (3, true), "{replies:?}");
+    assert_eq!(
+        (names(promoted), names(confirmed), names(offline)),
+        (vec!["n1".into()], vec!["n1".into()], vec!["away".into()])
+    );
+    assert_eq!((failed[0].node.as_str(), failed[0].error.as_str()), ("n2", "not now"));
+}
+
+#[tokio::test]
+async fn grants_renew_by_themselves_after_two_thirds_of_their_life() {
+    let mut server = Server::start();
+    let nodes = members(&server, &["n1"]).await;
+    let issued = nodes[0].grant().clone();
+    server.kill();
+    let text = std::fs::read_to_string(server.config()).unwrap();
+    // The grant that is held lasts for 90 days; renewed, it lasts as long as the configuration says by then.
+    std::fs::write(server.config(), text + "\ngrant_life = \"1h\"\n").unwrap();
+    server.run();
+    let _session = nodes[0].open(server.address, None, Transport::Quic).await.unwrap();
+    eventually("connected", || server.status().connected == 1).await;
+    assert_eq!(server.nodes()[0].generation, issued.generation, "not due yet");
+    assert!(issued.expires - issued.issued == Duration::from_secs(90 * 86_400).as_secs());
+}

@@ -63,12 +63,17 @@ impl Server {
         self.folder.path().join("admin.sock")
     }
 
+    pub fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
     /// Starts the process and waits until it answers.
     pub fn run(&mut self) {
         let child = binary()
             .args(["run", "--config"])
             .arg(self.config())
             .stdin(Stdio::null())
+            .stderr(std::fs::File::options().create(true).append(true).open(self.log()).unwrap())
             .env_remove("NOTIFY_SOCKET")
             .spawn()
             .unwrap();
@@ -171,6 +176,11 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+            let from = log.char_indices().rev().nth(4_000).map_or(0, |(at, _)| at);
+            eprintln!("the keyserver's log ends with:\n{}", &log[from..]);
+        }
     }
 }
 
