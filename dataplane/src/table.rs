@@ -350,7 +350,8 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        let cases: [(&str, fn(&mut TableSpec)); 10] = [
+        type Case = (&'static str, fn(&mut TableSpec));
+        let cases: [Case; 10] = [
             ("no local key", |s| s.local_keys.clear()),
             ("local keys are not in order", |s| s.local_keys.reverse()),
             ("peer number 1 is used twice", |s| {

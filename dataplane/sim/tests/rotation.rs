@@ -31,7 +31,7 @@ fn rotation_loses_no_packet() {
 
 #[test]
 fn both_ends_may_rotate_at_once_and_again() {
-    for seed in 0..8 {
+    for seed in 0..4 {
         let mut sim = Sim::seeded(seed).nodes(3).delay(millis(15)).jitter(millis(10));
         let flows = [sim.flow(0, 1, millis(7)), sim.flow(1, 0, millis(9)), sim.flow(2, 0, millis(50))];
         sim.advance(secs(3));
