@@ -105,7 +105,7 @@ impl Lab {
     /// If the kernel refuses.
     pub fn empty(&self, name: &str) -> Result<String> {
         let full = self.full_name(name);
-        Netns::create_named(&full)?;
+        Netns::create_named(&full)?.run(allow_ping)??;
         Ok(full)
     }
 
