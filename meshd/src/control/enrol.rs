@@ -142,8 +142,8 @@ fn extend(view: &mut View, policies: &[Envelope]) -> Result<(), EnrolError> {
     if longer > MOST_POLICIES {
         return Err(EnrolError::Unexpected("more trust policies than a mesh has"));
     }
-    let policies = policies.iter().filter(|envelope| envelope.kind() == Kind::TrustPolicy);
-    policies.map(|policy| view.apply(policy).map(drop).map_err(EnrolError::OtherMesh)).collect()
+    let mut policies = policies.iter().filter(|envelope| envelope.kind() == Kind::TrustPolicy);
+    policies.try_for_each(|policy| view.apply(policy).map(drop).map_err(EnrolError::OtherMesh))
 }
 
 fn check_offer(token: &JoinToken, view: &View, server: &VerifyKey) -> Result<(), EnrolError> {
