@@ -56,7 +56,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let (metrics, registry) = Metrics::new();
     let directory = load(&config, metrics.clone())?;
     let transport = Keys::load(&config.keys_dir())?.transport;
-    let (writer, thread) = Writer::start(directory).context("start the writer")?;
+    let writer = Writer::start(directory).context("start the writer")?;
     let mut parts = JoinSet::new();
     let gate = Gate::new(writer.clone(), metrics);
     for address in &config.listen {
@@ -82,12 +82,9 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     info!("ready");
     let result = wait_for_end(&mut parts, &writer).await;
     tell_systemd(NotifyState::Stopping);
-    drop((writer, gate));
     parts.shutdown().await;
+    // It may be gone already.
     let _ = std::fs::remove_file(&config.admin_socket);
-    // Sessions hold handles too and end with the runtime: what was acknowledged is on disk already.
-    let drained = tokio::time::timeout(DRAIN, tokio::task::spawn_blocking(move || drop(thread)));
-    let _ = drained.await;
     result
 }
 
@@ -105,8 +102,13 @@ async fn wait_for_end(parts: &mut JoinSet<anyhow::Result<()>>, writer: &Writer) 
         () = writer.ended() => return Err(anyhow!("the writer ended: see the message above")),
     }
     info!("stopping");
-    // What was asked before is answered: one more round through the writer's queue.
-    let _ = tokio::time::timeout(DRAIN, writer.call(|_| ())).await;
+    // What was asked before is answered: one more round through the writer's queue. What comes later is not acknowledged,
+    // and the store survives an end at any moment.
+    tokio::select! {
+        _ = tokio::time::timeout(DRAIN, writer.call(|_| ())) => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
     Ok(())
 }
 

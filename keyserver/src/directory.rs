@@ -16,6 +16,8 @@ mod revoke;
 mod rotate;
 mod session;
 mod status;
+#[cfg(test)]
+mod tests;
 mod token;
 mod watch;
 
@@ -248,10 +250,11 @@ impl Directory {
     /// The newest checkpoint; signs one if the newest is not of this position, or old.
     fn checkpoint(&mut self) -> Envelope {
         let position = self.history.position;
-        if let Some((held, envelope, signed)) = &self.checkpoint {
-            if held.position == position && signed.elapsed() < CHECKPOINT_AGE {
-                return envelope.clone();
-            }
+        if let Some((held, envelope, signed)) = &self.checkpoint
+            && held.position == position
+            && signed.elapsed() < CHECKPOINT_AGE
+        {
+            return envelope.clone();
         }
         let checkpoint = Checkpoint {
             position,

@@ -1,7 +1,7 @@
 //! Where the keyserver keeps what must survive: a flat map of bytes with one revision counter, in etcd's terms.
 //!
 //! A transaction compares, then does one of two lists of operations; each that writes raises the revision by one. A range
-//! may be read as of an earlier revision, and changes may be followed from one. One contract ([`suite`]) is run against
+//! may be read as of an earlier revision, and changes may be followed from one. One contract (`suite`) is run against
 //! each backend.
 //!
 //! Calls block: the [writer](crate::writer) thread is the only caller.

@@ -2,8 +2,6 @@
 //!
 //! The store blocks on the disk, so this thread has a runtime of its own and nobody else waits on its disk by accident.
 
-use std::thread::JoinHandle;
-
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
@@ -26,12 +24,12 @@ pub(crate) struct Writer(mpsc::Sender<Work>);
 
 impl Writer {
     /// Starts the thread. It ends when the last handle is dropped, with everything brought to it done.
-    pub(crate) fn start(directory: Directory) -> std::io::Result<(Self, JoinHandle<()>)> {
+    pub(crate) fn start(directory: Directory) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let body = move || runtime.block_on(run(directory, receiver));
-        let thread = std::thread::Builder::new().name("writer".into()).spawn(body)?;
-        Ok((Self(sender), thread))
+        std::thread::Builder::new().name("writer".into()).spawn(body)?;
+        Ok(Self(sender))
     }
 
     /// Does `work` there and gives its result.

@@ -27,7 +27,7 @@ impl Directory {
     pub(super) fn renew_grant_of(&mut self, node: NodeId) {
         let now = unix_now();
         let Some(held) = self.view().member(node).map(|member| member.grant.object.clone()) else { return };
-        if self.keys.issuer.is_none() || !is_due(&held, now) {
+        if self.keys.issuer.is_none() || self.behind.is_some() || !is_due(&held, now) {
             return;
         }
         let renewed = NodeGrant {

@@ -339,11 +339,8 @@ fn compact(write: &WriteTransaction, revision: u64) -> Result<(), redb::Error> {
             continue;
         }
         let removal = stored.value().first() != Some(&1);
-        if let Some((held, before, _)) = newest.replace((key.clone(), version.value().to_vec(), removal)) {
-            if held == key {
-                stale.push(before);
-            }
-        }
+        let before = newest.replace((key.clone(), version.value().to_vec(), removal));
+        stale.extend(before.filter(|(held, _, _)| *held == key).map(|(_, version, _)| version));
     }
     stale.extend(newest.filter(|(_, _, removal)| *removal).map(|(_, version, _)| version));
     for version in stale {

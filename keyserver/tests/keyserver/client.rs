@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use mesh_protocol::control::{ALPN_JOIN, ALPN_NODE, JoinReply, JoinRequest, NodeMessage, Refusal, ServerMessage};
 use mesh_protocol::envelope::Envelope;
@@ -308,14 +307,5 @@ impl Session {
     pub async fn applied(&mut self) {
         let position = self.position.unwrap();
         self.stream.send(&NodeMessage::Applied { position }).await;
-    }
-}
-
-/// Polls until it holds.
-pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let begun = std::time::Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < DEADLINE, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

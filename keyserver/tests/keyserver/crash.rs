@@ -116,6 +116,9 @@ async fn a_full_disk_refuses_and_recovers() {
         assert!(granted < 500, "the disk does not fill");
     };
     assert_eq!(refused.code, RefusalCode::Unavailable, "{refused}");
+    assert!(refused.message.contains("cannot write"), "{refused}");
+    let log = std::fs::read_to_string(server.log()).unwrap();
+    assert!(log.contains("store refused a write"), "the store itself was hit");
     assert_eq!(server.nodes().len(), granted, "reads go on, nothing is half there");
     assert!(!server.status().alarms.is_empty());
     drop(file);

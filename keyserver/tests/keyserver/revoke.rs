@@ -1,13 +1,11 @@
 //! Cutting nodes off, and rotating keys on an operator's word.
 
-use std::time::Duration;
-
 use mesh_protocol::admin::{AdminErrorCode, AdminReply, AdminRequest};
 use mesh_protocol::control::{NodeMessage, RefusalCode, ServerMessage};
 use mesh_protocol::envelope::Kind;
 use mesh_protocol::record::Revocation;
 
-use crate::client::{Node, Session, Transport, eventually};
+use crate::client::{Node, Session, Transport};
 use crate::server::Server;
 
 fn revoke(node: &str, wait: u64) -> AdminRequest {
@@ -119,20 +117,4 @@ async fn rotation_asks_and_shows_who_did() {
         (vec!["n1".into()], vec!["n1".into()], vec!["away".into()])
     );
     assert_eq!((failed[0].node.as_str(), failed[0].error.as_str()), ("n2", "not now"));
-}
-
-#[tokio::test]
-async fn grants_renew_by_themselves_after_two_thirds_of_their_life() {
-    let mut server = Server::start();
-    let nodes = members(&server, &["n1"]).await;
-    let issued = nodes[0].grant().clone();
-    server.kill();
-    let text = std::fs::read_to_string(server.config()).unwrap();
-    // The grant that is held lasts for 90 days; renewed, it lasts as long as the configuration says by then.
-    std::fs::write(server.config(), text + "\ngrant_life = \"1h\"\n").unwrap();
-    server.run();
-    let _session = nodes[0].open(server.address, None, Transport::Quic).await.unwrap();
-    eventually("connected", || server.status().connected == 1).await;
-    assert_eq!(server.nodes()[0].generation, issued.generation, "not due yet");
-    assert!(issued.expires - issued.issued == Duration::from_secs(90 * 86_400).as_secs());
 }

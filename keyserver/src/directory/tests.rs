@@ -1,0 +1,170 @@
+//! What only shows from inside: renewals, queues that overflow, evidence.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_protocol::address::mesh_v6;
+use mesh_protocol::envelope::Envelope;
+use mesh_protocol::key::{KEM_PUBLIC_BYTES, KemPublic, SigningKey, TunnelSecret};
+use mesh_protocol::record::{EpochKey, KemKey, NodeGrant, NodeRecord, PostQuantum};
+
+use super::cluster::ClusterRequest;
+use super::*;
+use crate::init::{NewMesh, init};
+use crate::store::{Embedded, Range};
+
+const DAY: u64 = 86_400;
+
+struct Fixture {
+    directory: Directory,
+    node: SigningKey,
+    _folder: tempfile::TempDir,
+}
+
+/// A directory with one member whose grant is `age` old.
+fn directory(age: u64) -> Fixture {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("ks");
+    let new = NewMesh {
+        dir: dir.clone(),
+        name: "test".parse().unwrap(),
+        address: "localhost:7443".into(),
+        mesh_cidr: "100.96.0.0/16".parse().unwrap(),
+        exposure: Duration::from_secs(7 * DAY),
+        pq: PostQuantum::Off,
+    };
+    init(&new).unwrap();
+    let settings = Settings { addresses: vec![new.address], grant_life: Duration::from_secs(90 * DAY) };
+    let store = Embedded::open(&dir.join("store.redb")).unwrap();
+    let keys = Keys::load(&dir.join("keys")).unwrap();
+    let (metrics, _) = Metrics::new();
+    let mut directory =
+        Directory::load(Box::new(store), keys, settings, WatermarkFile::in_dir(&dir), Arc::clone(&metrics)).unwrap();
+    let cluster = "east".parse().unwrap();
+    let pod_cidrs = vec!["10.1.0.0/16".parse().unwrap()];
+    directory.add_cluster(ClusterRequest { cluster, pod_cidrs, node_prefix: None, node_prefix6: None }).unwrap();
+    let node = crate::keys::generate().unwrap();
+    let id = node.verify_key().node_id();
+    let issued = unix_now() - age;
+    let grant = NodeGrant {
+        node: id,
+        identity: node.verify_key(),
+        generation: 1,
+        name: "n1".parse().unwrap(),
+        cluster: "east".parse().unwrap(),
+        route_group: None,
+        mesh_v4: "100.96.0.1".parse().unwrap(),
+        mesh_v6: mesh_v6(directory.mesh(), id),
+        pod_cidrs: vec!["10.1.0.0/24".parse().unwrap()],
+        tags: Vec::new(),
+        pq: PostQuantum::Off,
+        serial: 1,
+        issued,
+        expires: issued + 90 * DAY,
+        lifts: None,
+        external: false,
+    };
+    let envelope = directory.seal_grant(&grant).unwrap();
+    directory.change(&envelope, Vec::new(), Vec::new()).unwrap();
+    Fixture { directory, node, _folder: folder }
+}
+
+fn record(fixture: &Fixture, lanes: u8) -> Envelope {
+    let node = fixture.node.verify_key().node_id();
+    let key = |byte: u8| EpochKey { epoch: byte.into(), key: TunnelSecret::from_bytes([byte; 32]).public() };
+    let record = NodeRecord {
+        node,
+        seq: 1,
+        grant: fixture.directory.view().member(node).unwrap().grant.hash,
+        current: key(1),
+        previous: None,
+        spare: key(2),
+        kem: KemKey { epoch: 1, key: KemPublic::from_bytes(&[3; KEM_PUBLIC_BYTES]).unwrap() },
+        lanes,
+        departed: false,
+        before: None,
+    };
+    Envelope::seal(fixture.directory.mesh(), &record, &[&fixture.node])
+}
+
+fn hello(directory: &Directory) -> Hello {
+    Hello { mesh: directory.mesh(), position: None, policy_version: 1 }
+}
+
+fn peer() -> SocketAddr {
+    "192.0.2.1:1".parse().unwrap()
+}
+
+#[test]
+fn a_grant_is_renewed_after_two_thirds_of_its_life_and_keeps_its_addresses() {
+    for (age, renewed) in [(59 * DAY, false), (61 * DAY, true), (100 * DAY, true)] {
+        let mut fixture = directory(age);
+        let node = fixture.node.verify_key().node_id();
+        let said = record(&fixture, 1);
+        fixture.directory.publish(node, &said).unwrap();
+        let before = fixture.directory.view().member(node).unwrap().grant.object.clone();
+        fixture.directory.open_session(node, peer(), &hello(&fixture.directory)).unwrap();
+        let member = fixture.directory.view().member(node).unwrap();
+        let after = &member.grant.object;
+        assert_eq!(after.generation == 2, renewed, "{age} s old");
+        assert_eq!((&after.pod_cidrs, after.mesh_v4), (&before.pod_cidrs, before.mesh_v4));
+        assert_eq!(after.expires > before.expires, renewed);
+        assert!(member.record.is_some(), "what the node said stays good");
+    }
+}
+
+#[test]
+fn the_timer_renews_grants_of_nodes_that_are_away() {
+    let mut fixture = directory(70 * DAY);
+    fixture.directory.renew_grants();
+    assert_eq!(fixture.directory.list_nodes()[0].generation, 2);
+}
+
+#[test]
+fn a_session_that_does_not_read_is_closed() {
+    let mut fixture = directory(0);
+    let node = fixture.node.verify_key().node_id();
+    let hello = hello(&fixture.directory);
+    let mut opening = fixture.directory.open_session(node, peer(), &hello).unwrap();
+    let checkpoint = fixture.directory.checkpoint();
+    for _ in 0..2_000 {
+        fixture.directory.hub.send_checkpoint(&checkpoint);
+    }
+    assert!(!fixture.directory.is_current(opening.key));
+    let mut queued = 0;
+    while opening.rest.try_recv().is_ok() {
+        queued += 1;
+    }
+    assert_eq!(queued, 1_024, "bounded, and nothing after the gap");
+}
+
+#[test]
+fn both_truths_of_a_node_are_kept_as_evidence() {
+    let mut fixture = directory(0);
+    let node = fixture.node.verify_key().node_id();
+    let (first, second) = (record(&fixture, 1), record(&fixture, 2));
+    fixture.directory.publish(node, &first).unwrap();
+    fixture.directory.publish(node, &second).unwrap_err();
+    let kept = fixture.directory.store.range(&Range::prefix(layout::EVIDENCE), None, 9).unwrap();
+    let both: Vec<Envelope> = mesh_protocol::cbor::from_slice(&kept[0].value).unwrap();
+    assert_eq!(both, [first, second]);
+    assert_eq!(fixture.directory.metrics.equivocations.get(), 1);
+    assert_eq!(fixture.directory.status().alarms.len(), 1);
+}
+
+#[test]
+fn checkpoints_hash_the_history() {
+    let mut fixture = directory(0);
+    let first = fixture.directory.checkpoint();
+    assert_eq!(fixture.directory.checkpoint(), first, "signed once");
+    let said = record(&fixture, 1);
+    fixture.directory.publish(fixture.node.verify_key().node_id(), &said).unwrap();
+    let before = fixture.directory.view().checkpoint(&first).unwrap();
+    let second = fixture.directory.checkpoint();
+    let after = fixture.directory.view().checkpoint(&second).unwrap();
+    assert_eq!(after.position.revision, before.position.revision + 1);
+    let mesh = fixture.directory.mesh();
+    assert_eq!(after.state, mesh_protocol::trust::next_state(before.state, said.hash(mesh)));
+}
