@@ -34,6 +34,8 @@ use wheel::Wheel;
 
 /// Events kept between two drains; each is small but for datagrams of up to 1,500 bytes: 400 KiB.
 const MAX_EVENTS: usize = 256;
+/// Bytes of packets that wait for handshakes with all peers together; the newest are dropped beyond.
+const MAX_WAITING_BYTES: usize = 8 << 20;
 /// Longest datagram passed to or taken from control.
 const MAX_CONTROL_DATAGRAM: usize = 1_500;
 
@@ -99,6 +101,8 @@ pub struct Lane {
     /// By peer number; only peers that were talked to since they came into the table.
     peers: Vec<Option<Box<Peer>>>,
     events: VecDeque<Event>,
+    /// Bytes that wait for handshakes.
+    waiting_bytes: usize,
     stats: LaneSnapshot,
     /// Tunnels made so far: tells their age apart.
     generation: u64,
@@ -125,6 +129,7 @@ impl Lane {
             wheel: Wheel::new(now),
             peers: Vec::new(),
             events: VecDeque::new(),
+            waiting_bytes: 0,
             stats: LaneSnapshot { lane: config.lane, queue_attached: true, ..Default::default() },
             generation: 0,
             icmp: Allowance::new(100, now),
@@ -185,6 +190,13 @@ impl Lane {
     /// How often each reason to drop occurred.
     pub fn drops(&self) -> &DropCounters {
         &self.stats.drops
+    }
+
+    /// Drops the packets that wait for a session with this peer.
+    fn forget_waiting(&mut self, peer: &mut Peer, reason: DropReason) {
+        let (packets, bytes) = peer.forget_waiting();
+        self.waiting_bytes -= bytes;
+        self.count_drop(reason, packets as u64);
     }
 
     fn drop(&mut self, reason: DropReason) {

@@ -119,12 +119,12 @@ impl Peer {
         !self.waiting.is_empty()
     }
 
-    /// Drops all that waits; says how many packets that were.
-    pub(crate) fn forget_waiting(&mut self) -> usize {
-        let count = self.waiting.len();
+    /// Drops all that waits; says how many packets and bytes that were.
+    pub(crate) fn forget_waiting(&mut self) -> (usize, usize) {
+        let gone = (self.waiting.len(), self.waiting_bytes);
         self.waiting = VecDeque::new();
         self.waiting_bytes = 0;
-        count
+        gone
     }
 
     /// Removes and returns tunnels that a newer one has made superfluous, and those that never came to life.

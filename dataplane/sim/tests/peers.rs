@@ -191,3 +191,31 @@ fn an_enrolled_initiation_from_far_in_the_future_is_taken() {
     sim.advance(secs(1));
     sim.assert_all_arrived(1, 2);
 }
+
+#[test]
+fn packets_that_wait_are_bounded_over_all_peers_and_given_back() {
+    let mut sim = Sim::seeded(12).nodes(90);
+    sim.link.set_filter(|_| false);
+    let send_to_all = |sim: &mut Sim| {
+        for other in 1..90 {
+            let mut bytes = packet(0, other, 0);
+            bytes.resize(9_000, 0);
+            bytes[2..4].copy_from_slice(&9_000u16.to_be_bytes());
+            for _ in 0..14 {
+                sim.send_packet(0, &bytes);
+            }
+        }
+    };
+    send_to_all(&mut sim);
+    let refused = sim.drops(0, DropReason::QueueFull);
+    let kept = 89 * 14 - refused;
+    assert!(refused > 0 && kept * 9_000 <= 8 << 20, "{kept} kept");
+    sim.advance(secs(100));
+    assert_eq!(sim.drops(0, DropReason::HandshakeTimeout), kept);
+    sim.link.clear_filter();
+    let before = sim.drops(0, DropReason::QueueFull);
+    send_to_all(&mut sim);
+    assert_eq!(sim.drops(0, DropReason::QueueFull) - before, refused, "as much as the first time");
+    sim.advance(secs(10));
+    assert_eq!((1..90).map(|n| sim.node(n).packets.len() as u64).sum::<u64>(), kept);
+}

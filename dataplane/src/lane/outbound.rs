@@ -1,6 +1,6 @@
 //! A packet from the TUN: whose it is, may it go, seal it or let it wait.
 
-use super::{Lane, Output};
+use super::{Lane, MAX_WAITING_BYTES, Output};
 use crate::{
     clock::Instant,
     drop_reason::DropReason,
@@ -73,7 +73,10 @@ impl Lane {
             self.answer_sender(Problem::Unreachable, padded, header, now, out);
             self.drop(DropReason::NoEndpoint);
         } else {
-            if !peer.wait(padded) {
+            let fits = self.waiting_bytes + padded.len() <= MAX_WAITING_BYTES;
+            if fits && peer.wait(padded) {
+                self.waiting_bytes += padded.len();
+            } else {
                 self.drop(DropReason::QueueFull);
             }
             if peer.sending(now).is_some() {
@@ -100,6 +103,7 @@ impl Lane {
                 return;
             }
             let Some(padded) = peer.next_waiting() else { break };
+            self.waiting_bytes -= padded.len();
             let len = Header::parse(&padded).map_or(padded.len(), |header| header.len);
             match seal(peer, sending, (&padded, len), now, out) {
                 Ok(()) => self.stats.traffic.count_tx(len),

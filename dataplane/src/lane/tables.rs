@@ -91,8 +91,7 @@ impl Lane {
         for tunnel in peer.tunnels.drain(..) {
             self.indices.give_back(tunnel.index);
         }
-        let waiting = peer.forget_waiting();
-        self.count_drop(crate::DropReason::NoRoute, waiting as u64);
+        self.forget_waiting(&mut peer, crate::DropReason::NoRoute);
         info!(lane = self.config.lane, peer = %peer.id, "peer removed, tunnels dropped");
     }
 

@@ -92,8 +92,7 @@ impl Lane {
             peer.open_at = Some(now + REOPEN + self.random.below(self.table.rotation_spread()));
             return;
         }
-        let dropped = peer.forget_waiting();
-        self.count_drop(DropReason::HandshakeTimeout, dropped as u64);
+        self.forget_waiting(peer, DropReason::HandshakeTimeout);
         self.report(Event::HandshakeFailed { lane: self.config.lane, peer: peer.id });
     }
 
