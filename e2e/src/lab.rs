@@ -243,7 +243,7 @@ fn configure_node(v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {
     address(&mut handle, uplink, IpNet::V6(Ipv6Net::new(v6, 64)?))?;
     handle.replace_route(&Route::via("0.0.0.0/0".parse()?, ROUTER_V4.into()))?;
     handle.replace_route(&Route::via("::/0".parse()?, ROUTER_V6.into()))?;
-    sysctl::ensure(&sysctl::Key::net("ipv4/ping_group_range")?, "0\t0")?;
+    allow_ping()?;
     wait_running(&mut handle, "uplink")
 }
 
@@ -281,4 +281,10 @@ fn guardian(prefix: &str, directory: &Path) -> Result<Child> {
         .process_group(0)
         .spawn()
         .context("start the lab's guardian")
+}
+
+/// Lets root open ping sockets: a runtime's pods have it, a bare namespace does not.
+fn allow_ping() -> Result<()> {
+    sysctl::ensure(&sysctl::Key::net("ipv4/ping_group_range")?, "0\t0")?;
+    Ok(())
 }
