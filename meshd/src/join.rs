@@ -9,6 +9,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal as _, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use mesh_protocol::token::{JoinToken, TokenError};
 use zeroize::Zeroizing;
 
 use crate::control::enrol::{EnrolError, Enrolled, enrol};
-use crate::control::{self, ControlSetup};
+use crate::control::{self, ControlConfig, ControlSetup};
 use crate::directory::Directory;
 use crate::facts::HostFacts;
 use crate::identity::{self, Identity, IdentityError, Membership, Newcomer};
@@ -59,15 +60,15 @@ pub(crate) struct JoinArgs {
 #[non_exhaustive]
 pub(crate) enum JoinError {
     /// The token cannot be read.
-    #[error("cannot read the token from {from}: {source}")]
+    #[error("cannot read the token from {from}: {cause}")]
     Input {
         /// Where from.
         from: String,
-        /// Why not.
-        source: io::Error,
+        /// Why not. In the message already, so not its source too.
+        cause: io::Error,
     },
     /// It is not one.
-    #[error("{0}")]
+    #[error(transparent)]
     Token(#[from] TokenError),
     /// There is none.
     #[error("no token: give it on standard input (meshd join < token), or with --token-file")]
@@ -174,10 +175,12 @@ pub(crate) async fn run(args: JoinArgs, state: &Path, setup: ControlSetup) -> Re
         None => host_name()?,
     };
     let newcomer = Newcomer::open(&state_dir, control::now().wall)?;
-    let enrolled = ask_all(&token, &newcomer, &name, &args.pod_cidr, &setup).await?;
+    let (keyserver, enrolled) = ask_all(&token, &newcomer, &name, &args.pod_cidr, &setup).await?;
     let (identity, directory) = settle(&state_dir, newcomer, enrolled, &token, &setup)?;
     let (grant, mesh) = (identity.grant().clone(), directory.view().policy().name.clone());
-    let announced = announce(setup, identity, directory).await;
+    // The one that granted is there.
+    let config = ControlConfig { keyservers: vec![keyserver], ..setup.config.clone() };
+    let announced = announce(ControlSetup { config, ..setup }, identity, directory).await;
     Ok(joined(&grant, mesh.to_string(), false, announced))
 }
 
@@ -214,18 +217,18 @@ fn joined(grant: &NodeGrant, mesh: String, already: bool, announced: bool) -> Jo
     }
 }
 
-/// Asks one keyserver after the other, until one grants or one refuses for a reason that the next would have too.
+/// Asks one keyserver after the other, until one grants, and names it; or until one refuses for a reason that the next would have too.
 async fn ask_all(
     token: &JoinToken,
     newcomer: &Newcomer,
     name: &Name,
     pod_cidrs: &[IpNet],
     setup: &ControlSetup,
-) -> Result<Enrolled, JoinError> {
+) -> Result<(String, Enrolled), JoinError> {
     let mut reasons = Vec::new();
     for address in setup.config.keyservers.iter().chain(&token.keyservers) {
         match enrol(address, token, newcomer.key(), name, pod_cidrs, setup.mark).await {
-            Ok(enrolled) => return Ok(enrolled),
+            Ok(enrolled) => return Ok((address.clone(), enrolled)),
             Err(error) => {
                 let last = matches!(&error, EnrolError::Refused(refusal) if is_final(refusal.code));
                 reasons.push(format!("{address}: {error}{}", advice(&error)));
@@ -263,7 +266,7 @@ fn advice(error: &EnrolError) -> &'static str {
     };
     match refusal.code {
         RefusalCode::Token => "\n  make a new token: meshctl token create",
-        RefusalCode::Taken => "\n  choose another one with --node-name or --pod-cidr, or revoke the node that holds it",
+        RefusalCode::Taken => "\n  if it is gone for good, revoke it: meshctl node revoke",
         RefusalCode::OutOfScope => "\n  ask for a CIDR inside the token's pool, or make a token that allows it",
         RefusalCode::Exhausted => "\n  give the cluster a larger pool, or revoke nodes that are gone",
         RefusalCode::Revoked => "\n  move the state directory away to join as a new node",
@@ -307,8 +310,11 @@ fn start_anew_without(token: &str) -> io::Error {
         drop(writer);
         let arguments = std::env::args_os().skip(1).filter(|argument| argument.to_str() != Some(token));
         let mut command = std::process::Command::new("/proc/self/exe");
+        if let Some(program) = std::env::args_os().next() {
+            command.arg0(program);
+        }
         command.args(arguments).stdin(reader);
-        Ok(std::os::unix::process::CommandExt::exec(&mut command))
+        Ok(command.exec())
     };
     start().unwrap_or_else(|error| error)
 }
@@ -325,9 +331,9 @@ fn read_token(file: Option<&Path>) -> Result<JoinToken, JoinError> {
         None if io::stdin().is_terminal() => return Err(JoinError::NoToken),
         None => io::stdin().take(MAX_TOKEN_BYTES).read_to_string(&mut line),
     };
-    read.map_err(|source| {
+    read.map_err(|cause| {
         let from = file.map_or_else(|| "standard input".to_owned(), |path| path.display().to_string());
-        JoinError::Input { from, source }
+        JoinError::Input { from, cause }
     })?;
     if line.trim().is_empty() {
         return Err(JoinError::NoToken);

@@ -95,7 +95,7 @@ impl Pods {
         keeper.publish();
         let work = std::thread::Builder::new().name("pods".into()).spawn(move || keeper.run(&inbox));
         let thread =
-            work.map_err(|source| StateError::Io { doing: "start the thread for", path: "pods".into(), source })?;
+            work.map_err(|cause| StateError::Io { doing: "start the thread for", path: "pods".into(), cause })?;
         Ok(Self { requests, leases, thread: Some(thread) })
     }
 

@@ -26,14 +26,14 @@ const CHECK_BYTES: usize = 32;
 #[non_exhaustive]
 pub(crate) enum StateError {
     /// The kernel refused.
-    #[error("{doing} {}: {source}", path.display())]
+    #[error("{doing} {}: {cause}", path.display())]
     Io {
         /// What was tried.
         doing: &'static str,
         /// On what.
         path: PathBuf,
-        /// Why not.
-        source: io::Error,
+        /// Why not. In the message already, so not its source too.
+        cause: io::Error,
     },
     /// A link, FIFO, directory or device where a file should be, or the reverse.
     #[error("{} is not {expected}: move it away, then start again", path.display())]
@@ -228,7 +228,7 @@ impl StateDir {
         let path = self.path_of(name);
         let file = match open_private(&path, OpenOptions::new().read(true)) {
             Ok(file) => file,
-            Err(StateError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(StateError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
         let length = file.metadata().map_err(io_error("look at", &path))?.len();
@@ -280,7 +280,7 @@ fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
-    move |source| StateError::Io { doing, path: path.to_owned(), source }
+    move |cause| StateError::Io { doing, path: path.to_owned(), cause }
 }
 
 #[cfg(test)]

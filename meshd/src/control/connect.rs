@@ -17,8 +17,8 @@ use tokio::time::{sleep, timeout};
 
 /// Head start of the preferred transport.
 const HEAD_START: Duration = Duration::from_secs(2);
-/// Longest attempt on one address.
-const ATTEMPT: Duration = Duration::from_secs(10);
+/// Longest attempt by one transport on one address: a keyserver drops a handshake after 5 s.
+const ATTEMPT: Duration = Duration::from_secs(6);
 /// Longest wait for the name service.
 const RESOLVE: Duration = Duration::from_secs(5);
 /// Addresses tried of one name.

@@ -37,8 +37,8 @@ pub(crate) fn save(state: &StateDir, host: &HostState) -> Result<(), StateError>
 pub(crate) fn remove(state: &StateDir) -> Result<(), StateError> {
     let path = state.path_of(FILE);
     match std::fs::remove_file(&path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(StateError::Io { doing: "remove", path, source })
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+            Err(StateError::Io { doing: "remove", path, cause })
         }
         _ => Ok(()),
     }
