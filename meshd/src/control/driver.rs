@@ -25,7 +25,7 @@ use crate::state_dir::{StateDir, StateError};
 const GOOD_SESSION: Duration = Duration::from_secs(10);
 /// After a session this long another transport may work than the one that did.
 const REMEMBER_TRANSPORT: Duration = Duration::from_secs(60 * 60);
-/// Least time between two writes of the directory file, so that a stream of changes does not keep the disk busy.
+/// Least time between two writes, so that a stream of changes does not keep the disk busy.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// Reads both clocks.
@@ -232,8 +232,11 @@ impl Driver {
             self.agent.set_applied(position);
         }
         self.agent.set_host(told.host, now);
-        if self.active.as_ref() != Some(&told.active) {
+        // Nobody up says nothing: right after a start it would wipe out whom to shake hands with at the next.
+        if !told.active.is_empty() && self.active.as_ref() != Some(&told.active) {
             self.active = Some(told.active);
+            // Soon, not with the next tick: the next start may be that of a crash.
+            self.runtime_due = true;
         }
     }
 
@@ -257,7 +260,8 @@ impl Driver {
     fn wake(&mut self) -> Instant {
         let session = self.session.as_ref().map(|(session, _)| session.poll_timeout());
         let retry = (self.link.is_none() && !self.keyservers.is_empty()).then_some(self.retry);
-        let save = (self.saving.is_none() && self.agent.directory().is_unsaved()).then_some(self.next_save);
+        let save = (self.saving.is_none() && (self.runtime_due || self.agent.directory().is_unsaved()))
+            .then_some(self.next_save);
         let timers = [Some(self.agent.poll_timeout()), session, retry, save];
         timers.into_iter().flatten().min().unwrap_or_else(|| Instant::now() + SAVE_EVERY)
     }
@@ -303,8 +307,8 @@ impl Driver {
 
     fn save_if_due(&mut self) {
         let now = now();
-        let whole = self.agent.directory().is_unsaved() && now.instant >= self.next_save;
-        if self.saving.is_some() || !(whole || self.runtime_due) {
+        let whole = self.agent.directory().is_unsaved();
+        if self.saving.is_some() || now.instant < self.next_save || !(whole || self.runtime_due) {
             return;
         }
         let files = self.files(whole, now);
