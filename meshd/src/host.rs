@@ -14,6 +14,8 @@ mod clear;
 mod look;
 mod saved;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod thread;
 
 pub(crate) use saved::load;
@@ -27,6 +29,6 @@ use crate::desired::HostState;
 /// [`HostError::Kernel`] if nothing could be done.
 pub(crate) fn clear_by_name(state: &HostState) -> Result<Vec<String>, HostError> {
     let opened = mesh_hostnet::Handle::open();
-    let mut handle = opened.map_err(|source| HostError::Kernel { doing: "open netlink sockets", source })?;
+    let mut handle = opened.map_err(|cause| HostError::Kernel { doing: "open netlink sockets", cause })?;
     Ok(clear::clear(&mut handle, &state.names, &state.device.name))
 }

@@ -30,14 +30,14 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[non_exhaustive]
 pub(crate) enum ListenError {
     /// The kernel refused.
-    #[error("{doing} {}: {source}", path.display())]
+    #[error("{doing} {}: {cause}", path.display())]
     Io {
         /// What was tried.
         doing: &'static str,
         /// On what.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Others could put their own socket in its place.
     #[error("{} may be written by others: run: chmod go-w {}", path.display(), path.display())]
@@ -182,7 +182,7 @@ fn bind_in(private: &Path, path: &Path, group: &str) -> Result<UnixListener, Lis
 }
 
 fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ListenError {
-    move |source| ListenError::Io { doing, path: path.to_owned(), source }
+    move |cause| ListenError::Io { doing, path: path.to_owned(), cause }
 }
 
 #[cfg(test)]
@@ -197,8 +197,7 @@ mod tests {
     async fn stale_sockets_and_links_are_replaced_and_a_live_one_is_not() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("run/meshd.sock");
-        drop(std::mem::ManuallyDrop::new(Listener::bind(&path, "no-such-group").unwrap()));
-        fs::remove_file(&path).unwrap();
+        fs::create_dir(temp.path().join("run")).unwrap();
         // What kill -9 leaves.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let listener = Listener::bind(&path, "no-such-group").unwrap();

@@ -13,12 +13,12 @@ const MAX_BYTES: u64 = 1024 * 1024;
 #[non_exhaustive]
 pub(crate) enum ConfigError {
     /// The file cannot be read.
-    #[error("read {}: {source}", path.display())]
+    #[error("read {}: {cause}", path.display())]
     Read {
         /// Which.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        cause: io::Error,
     },
     /// It is no TOML, or a key or value is wrong.
     #[error("{}:{line}: {message}", path.display())]
@@ -50,7 +50,7 @@ impl Config {
     /// # Errors
     /// Any [`ConfigError`].
     pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
-        let unreadable = |source| ConfigError::Read { path: path.to_owned(), source };
+        let unreadable = |cause| ConfigError::Read { path: path.to_owned(), cause };
         let metadata = std::fs::metadata(path).map_err(unreadable)?;
         if !metadata.is_file() || metadata.len() > MAX_BYTES {
             return Err(unreadable(io::Error::other("not a regular file of at most 1 MiB")));
@@ -65,8 +65,8 @@ impl Config {
     /// Any [`ConfigError`].
     pub(crate) fn load_or_default(path: &Path) -> Result<Self, ConfigError> {
         match Self::load(path) {
-            Err(ConfigError::Read { source, .. })
-                if source.kind() == io::ErrorKind::NotFound && path == Path::new(super::DEFAULT_PATH) =>
+            Err(ConfigError::Read { cause, .. })
+                if cause.kind() == io::ErrorKind::NotFound && path == Path::new(super::DEFAULT_PATH) =>
             {
                 Ok(Self::default())
             }

@@ -33,20 +33,20 @@ const COMMANDS: usize = 16;
 #[non_exhaustive]
 pub(crate) enum HostError {
     /// The kernel refused.
-    #[error("{doing}: {source}")]
+    #[error("{doing}: {cause}")]
     Kernel {
         /// What was tried.
         doing: &'static str,
         /// Why not.
-        source: mesh_hostnet::Error,
+        cause: mesh_hostnet::Error,
     },
     /// The TUN device cannot be opened.
-    #[error("open TUN device {name}: {source}{}", hint(source))]
+    #[error("open TUN device {name}: {cause}{}", hint(cause))]
     Device {
         /// Its name.
         name: String,
         /// Why not.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Steps were refused.
     #[error("bring the host's network in line: {}", .0.join("; "))]
@@ -96,7 +96,7 @@ impl Host {
     /// # Errors
     /// [`HostError::Kernel`], [`HostError::State`].
     pub(crate) fn open(state: StateDir, desired: HostState) -> Result<Self, HostError> {
-        let handle = Handle::open().map_err(|source| HostError::Kernel { doing: "open netlink sockets", source })?;
+        let handle = Handle::open().map_err(|cause| HostError::Kernel { doing: "open netlink sockets", cause })?;
         let old = settings::load(&state)?;
         let filter = Some(desired.filter.clone());
         Ok(Self { handle, state, desired, filter, device: None, old, refused: Vec::new() })
@@ -127,10 +127,9 @@ impl Host {
     /// # Errors
     /// [`HostError::Device`], [`HostError::Kernel`].
     pub(crate) fn open_device(&mut self, name: &str, queues: usize) -> Result<(Vec<TunQueue>, Mode), HostError> {
-        let opened =
-            Device::open(name, queues).map_err(|source| HostError::Device { name: name.to_owned(), source })?;
+        let opened = Device::open(name, queues).map_err(|cause| HostError::Device { name: name.to_owned(), cause })?;
         let found =
-            self.handle.link_by_name(name).map_err(|source| HostError::Kernel { doing: "find device", source })?;
+            self.handle.link_by_name(name).map_err(|cause| HostError::Kernel { doing: "find device", cause })?;
         self.device = found.map(|link| link.index);
         let mode = opened.mode();
         Ok((opened.into_queues(), mode))
@@ -166,7 +165,7 @@ impl Host {
 
     fn look(&mut self) -> Result<look::Look, HostError> {
         look::look(&mut self.handle, &self.desired, self.filter.as_ref())
-            .map_err(|source| HostError::Kernel { doing: "look at the host", source })
+            .map_err(|cause| HostError::Kernel { doing: "look at the host", cause })
     }
 
     /// Looks and applies until nothing is left to do.
@@ -210,7 +209,7 @@ impl Host {
         queues: mpsc::Sender<Vec<TunQueue>>,
         lanes: usize,
     ) -> Result<HostHandle, HostError> {
-        let watching = Watch::open().map_err(|source| HostError::Kernel { doing: "watch the kernel", source })?;
+        let watching = Watch::open().map_err(|cause| HostError::Kernel { doing: "watch the kernel", cause })?;
         let waker = watching.waker();
         let (commands, inbox) = sync_channel(COMMANDS);
         let (facts_out, facts) = watch::channel(Arc::new(facts));
@@ -225,7 +224,7 @@ impl Host {
 }
 
 fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, HostError> {
-    let refused = |source| HostError::Device { name: format!("(thread {name})"), source };
+    let refused = |cause| HostError::Device { name: format!("(thread {name})"), cause };
     std::thread::Builder::new().name(name.into()).spawn(work).map_err(refused)
 }
 
@@ -403,7 +402,7 @@ impl Thread {
     fn keep_device(&mut self) -> Result<(), HostError> {
         let name = self.host.desired.device.name.clone();
         let found = self.host.handle.link_by_name(&name);
-        let found = found.map_err(|source| HostError::Kernel { doing: "find device", source })?;
+        let found = found.map_err(|cause| HostError::Kernel { doing: "find device", cause })?;
         if self.host.device.is_some() && found.as_ref().map(|link| link.index) == self.host.device {
             return Ok(());
         }

@@ -14,12 +14,12 @@ use crate::desired::{HostState, RouteState, nft_table};
 
 /// A step the kernel refused.
 #[derive(Debug, thiserror::Error)]
-#[error("{step}: {source}")]
+#[error("{step}: {cause}")]
 pub(crate) struct ApplyError {
     /// What was tried.
     pub(crate) step: String,
     /// What the kernel said.
-    pub(crate) source: Error,
+    pub(crate) cause: Error,
 }
 
 /// Does all steps towards `desired`. `links` are names and indexes of the links there are.
@@ -37,7 +37,7 @@ pub(crate) fn apply(
             Err(error) if error.is_not_found() && is_of_another_link(action, desired) => {
                 debug!(step = %action, %error, "link is gone");
             }
-            Err(source) => errors.push(ApplyError { step: action.to_string(), source }),
+            Err(cause) => errors.push(ApplyError { step: action.to_string(), cause }),
         }
     }
     if !actions.is_empty() {
