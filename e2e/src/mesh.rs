@@ -200,7 +200,7 @@ impl Mesh {
     /// # Errors
     /// If that takes longer than [`SETTLE`].
     pub fn wait_settled(&self) -> Result<()> {
-        let others = self.nodes.len() - 1;
+        let others = self.nodes.len().saturating_sub(1);
         for node in self.nodes.iter().filter(|node| node.daemon.is_some()) {
             wait::until(&format!("{} knows {others} peers", node.node.name()), SETTLE, || {
                 let known = node.status()?["peers_known"].as_u64().unwrap_or(0);

@@ -9,6 +9,9 @@ use mesh_e2e::wait;
 
 /// Joins and expects a refusal that names the reason; the machine must be left without a state to boot from.
 fn refused(node: &MeshNode, token: &str, args: &[&str], reason: &str) -> Result<()> {
+    let name = ["--node-name", node.node.name()];
+    let args = if args.contains(&name[0]) { args.to_vec() } else { [&name, args].concat() };
+    let args = args.as_slice();
     let error = match node.join_with(token, args) {
         Ok(text) => anyhow::bail!("joined: {text}"),
         Err(error) => format!("{error:#}"),
@@ -63,7 +66,7 @@ fn wrong_cluster(mesh: &mut Mesh) -> Result<()> {
     let token = mesh.token("east")?;
     let node = mesh.bare_node("wrong")?;
     refused(&node, &token, &["--pod-cidr", "10.2.77.0/24"], "10.2.77.0/24")?;
-    node.join_with(&token, &["--pod-cidr", "10.1.77.0/24"])?;
+    node.join_with(&token, &["--node-name", "wrong", "--pod-cidr", "10.1.77.0/24"])?;
     Ok(())
 }
 

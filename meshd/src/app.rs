@@ -21,7 +21,7 @@ use mesh_dataplane::tun::linux::TunQueue;
 use mesh_dataplane::udp::system::{SystemConfig, SystemSocket};
 use mesh_dataplane::{Engine, EngineConfig, Events, LaneParts, PeerId, Snapshot, Table};
 use mesh_protocol::local::Lease;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
@@ -66,6 +66,8 @@ pub(crate) struct Node {
     pub(crate) alarms: Alarms,
     /// When it started.
     pub(crate) started: Instant,
+    /// A session came up: whoever has one is told to control at once.
+    pub(crate) session_up: Notify,
     mode: DeviceMode,
 }
 
@@ -180,6 +182,7 @@ async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Started> {
         shutdown,
         alarms,
         started,
+        session_up: Notify::new(),
         mode,
     });
     let mut tasks = JoinSet::new();

@@ -39,7 +39,11 @@ pub(super) async fn queues(node: Arc<Node>, mut made: mpsc::Receiver<Vec<TunQueu
 pub(super) async fn activity(node: Arc<Node>) -> anyhow::Result<()> {
     let mut due = tokio::time::interval(ACTIVITY_EVERY);
     loop {
-        due.tick().await;
+        // At once after a handshake: the next start, which shakes hands with whom this one talked to, may be soon.
+        tokio::select! {
+            _ = due.tick() => {}
+            () = node.session_up.notified() => {}
+        }
         if !node.engine.is_running() {
             bail!("a lane has ended by itself");
         }
@@ -78,6 +82,7 @@ fn handle(node: &Node, event: Event) {
         Event::PeerUp { lane, peer, endpoint } => {
             let endpoint = endpoint.map(|endpoint| endpoint.to_string());
             info!(lane, peer = name(peer), endpoint, "session up");
+            node.session_up.notify_one();
         }
         Event::PeerIdle { lane, peer } => debug!(lane, peer = name(peer), "session over"),
         Event::HandshakeFailed { lane, peer } => warn!(lane, peer = name(peer), "peer does not answer handshakes"),
