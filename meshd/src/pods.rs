@@ -304,7 +304,7 @@ impl Keeper {
             self.publish();
         }
         for answer in answers {
-            answer(stored.as_ref().map(|()| ()));
+            answer(stored.as_ref().copied());
         }
     }
 

@@ -303,7 +303,7 @@ fn a_pod_gets_its_route_when_its_link_appears_and_keeps_a_route_made_by_the_plug
         };
         assert!(find(handle).is_some(), "a route by a pod's link stays");
         facts.host = Arc::new(host.facts().unwrap());
-        assert_eq!(facts.host.pod_links, [name.clone()]);
+        assert_eq!(facts.host.pod_links, std::slice::from_ref(&name));
         host.apply(host_state(&facts, &config)).unwrap();
         assert_eq!(find(handle).unwrap().preferred_source, Some("100.100.0.1".parse().unwrap()));
         let forwarding = sysctl::read(&Key::ipv4_link(&name, "forwarding").unwrap()).unwrap();
