@@ -27,6 +27,8 @@ const GOOD_SESSION: Duration = Duration::from_secs(10);
 const REMEMBER_TRANSPORT: Duration = Duration::from_secs(60 * 60);
 /// Least time between two writes, so that a stream of changes does not keep the disk busy.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// How long a peer that came up waits to be stored as one to shake hands with after a crash.
+const GATHER_ACTIVE: Duration = Duration::from_millis(20);
 
 /// Reads both clocks.
 pub(crate) fn now() -> Now {
@@ -235,8 +237,10 @@ impl Driver {
         // Nobody up says nothing: right after a start it would wipe out whom to shake hands with at the next.
         if !told.active.is_empty() && self.active.as_ref() != Some(&told.active) {
             self.active = Some(told.active);
-            // Soon, not with the next tick: the next start may be that of a crash.
+            // At once, not with the next save: the next start may be that of a crash. Of many that come up together some
+            // gather in this time.
             self.runtime_due = true;
+            self.next_save = self.next_save.min(now.instant + GATHER_ACTIVE);
         }
     }
 
