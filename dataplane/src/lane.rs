@@ -106,8 +106,10 @@ pub struct Lane {
     stats: LaneSnapshot,
     /// Tunnels made so far: tells their age apart.
     generation: u64,
-    /// ICMP errors that may be made now.
-    icmp: Allowance,
+    /// "Unreachable" that may be said now.
+    unreachable: Allowance,
+    /// "Packet too big" that may be said now: apart, lest a scan of unknown addresses takes path MTU discovery from all.
+    too_big: Allowance,
     /// Datagrams that may be passed to control now.
     control: Allowance,
 }
@@ -132,7 +134,8 @@ impl Lane {
             waiting_bytes: 0,
             stats: LaneSnapshot { lane: config.lane, queue_attached: true, ..Default::default() },
             generation: 0,
-            icmp: Allowance::new(100, now),
+            unreachable: Allowance::new(100, now),
+            too_big: Allowance::new(100, now),
             control: Allowance::new(1_000, now),
             table: Arc::clone(&table),
             config,

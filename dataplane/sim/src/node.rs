@@ -37,6 +37,8 @@ pub struct Node {
     pub spread: Duration,
     /// Addresses others believe it to have, before the true one.
     pub stale_addresses: Vec<SocketAddr>,
+    /// A node, and the number that this one knows it by instead of its own.
+    pub renumbered: Option<(usize, u32)>,
     /// Lets anything out, as a hostile node would.
     pub unchecked: bool,
     received: Vec<u32>,
@@ -70,6 +72,7 @@ impl Node {
             psk: None,
             spread: Duration::from_secs(120),
             stale_addresses: Vec::new(),
+            renumbered: None,
             unchecked: false,
             received: Vec::new(),
             packets: Vec::new(),
@@ -115,7 +118,7 @@ impl Node {
         // A hostile node sends everything to one peer.
         let others = others.take(if self.unchecked { 1 } else { usize::MAX });
         let peers = others.map(|node| PeerSpec {
-            id: PeerId(node.number as u32),
+            id: PeerId(self.renumbered.filter(|(n, _)| *n == node.number).map_or(node.number as u32, |(_, id)| id)),
             keys: node.remote_keys(),
             preshared_key: self.psk.zip(node.psk).map(|(psk, _)| PresharedKey::new(psk)),
             allowed_ips: if self.unchecked { anywhere() } else { prefixes(node.number) },

@@ -219,3 +219,39 @@ fn packets_that_wait_are_bounded_over_all_peers_and_given_back() {
     sim.advance(secs(10));
     assert_eq!((1..90).map(|n| sim.node(n).packets.len() as u64).sum::<u64>(), kept);
 }
+
+#[test]
+fn a_number_that_changes_hands_takes_no_tunnel_along() {
+    let mut sim = Sim::seeded(13).nodes(3);
+    let flow = sim.flow(0, 1, millis(10));
+    sim.advance(secs(1));
+    assert_eq!(sim.node(1).tunnels(sim.now()), 1);
+    // Node 1 learns in one table that node 0 is gone and that its number now is node 2's, which has a key of the same
+    // epoch: the old session must not speak for the new holder.
+    sim.node_mut(1).revoked = vec![0];
+    sim.node_mut(1).renumbered = Some((2, 0));
+    sim.publish(1);
+    assert_eq!(sim.node(1).tunnels(sim.now()), 0);
+    let before = sim.received(1).len();
+    sim.advance(secs(1));
+    sim.end_flow(flow);
+    assert_eq!(sim.received(1).len(), before);
+    assert!(sim.drops(1, DropReason::UnknownIndex) > 50);
+    sim.send(1, 2);
+    sim.advance(secs(1));
+    assert_eq!(sim.received(2), [0], "and the new holder is reached with its own key");
+}
+
+#[test]
+fn a_scan_of_unknown_addresses_does_not_silence_path_mtu_discovery() {
+    let mut sim = Sim::seeded(14).nodes(2);
+    for _ in 0..1_000 {
+        sim.send_packet(0, &packet(0, 77, 0));
+    }
+    let mut bytes = packet(0, 1, 5);
+    bytes.resize(1_500, 0);
+    bytes[2..4].copy_from_slice(&1_500u16.to_be_bytes());
+    bytes[6] = 0x40;
+    sim.send_packet(0, &bytes);
+    assert_eq!(sim.node(0).packets.last().unwrap()[20..22], [3, 4]);
+}

@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    fmt, io, mem,
+    fmt, io,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::SyncSender},
@@ -27,7 +27,7 @@ pub(super) enum Letter {
     Snapshot(SyncSender<(LaneSnapshot, Vec<PeerSnapshot>)>),
 }
 
-/// All that waited.
+/// What waits.
 #[derive(Default)]
 pub(super) struct Post {
     pub(super) table: Option<Arc<Table>>,
@@ -76,14 +76,19 @@ impl Mailbox {
         self.ring();
     }
 
-    /// Takes all that waits and silences the bell.
-    pub(super) fn take(&self) -> Post {
+    /// Takes the table and up to `most` letters; the bell is silent then unless more letters wait.
+    pub(super) fn take(&self, most: usize) -> Post {
         // Silence first: what comes after this rings again.
         let _ = self.bell.read();
         let mut waiting = self.lock();
-        let stop = waiting.stop;
-        let post = mem::take(&mut *waiting);
-        waiting.stop = stop;
+        let count = waiting.letters.len().min(most);
+        let letters = waiting.letters.drain(..count).collect();
+        let post = Post { table: waiting.table.take(), letters, stop: waiting.stop };
+        let more = !waiting.letters.is_empty();
+        drop(waiting);
+        if more {
+            self.ring();
+        }
         post
     }
 

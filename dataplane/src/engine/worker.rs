@@ -31,6 +31,8 @@ use crate::{
 
 /// Datagrams and packets a round takes in.
 const BUDGET: usize = 64;
+/// Letters a round answers: each may begin a handshake, which costs a third of a millisecond.
+const LETTERS: usize = 16;
 /// Failures of a queue in a row after which it counts as lost although the error does not say so.
 const FAILURES: u32 = 1_000;
 
@@ -70,31 +72,38 @@ impl Worker {
     }
 
     pub(super) fn run(mut self) {
-        loop {
-            let ready = self.wait();
-            let now = Instant::now();
-            if ready.bell && self.take_post(now) {
-                return;
-            }
-            if ready.socket {
-                self.receive(now);
-            }
-            if ready.queue {
-                self.read(now);
-            }
-            while self.lane.poll_timeout().is_some_and(|due| due <= now) {
-                self.lane.handle_timeout(now, &mut self.output);
-                self.drain();
-            }
-            self.drain();
+        while !self.turn() {}
+    }
+
+    /// One round: waits, then gives commands, socket, queue and timers a bounded share each. True if the lane is to
+    /// stop.
+    fn turn(&mut self) -> bool {
+        let ready = self.wait();
+        let now = Instant::now();
+        if ready.bell && self.take_post(now) {
+            return true;
         }
+        if ready.socket {
+            self.receive(now);
+        }
+        if ready.queue {
+            self.read(now);
+        }
+        // What is due beyond one call's share finds its turn in the next round, which does not wait.
+        if self.lane.poll_timeout().is_some_and(|due| due <= now) {
+            self.lane.handle_timeout(now, &mut self.output);
+        }
+        self.drain();
+        false
     }
 
     /// Waits until something is ready or a timer is due.
     fn wait(&mut self) -> Ready {
-        let patience = self.lane.poll_timeout().map(|due| {
+        let patience = self.lane.poll_timeout().map(|due| match due.since(Instant::now()) {
+            // Not even the slack that the kernel adds to the shortest sleep.
+            Duration::ZERO => TimeSpec::from(Duration::ZERO),
             // A nanosecond more, lest rounding down wakes us just before it is due.
-            TimeSpec::from(due.since(Instant::now()) + Duration::from_nanos(1))
+            time => TimeSpec::from(time + Duration::from_nanos(1)),
         });
         let flags = PollFlags::POLLIN;
         let mut fds = descriptors(&self.mailbox, self.socket.as_ref(), self.queue.as_deref(), flags);
@@ -109,7 +118,7 @@ impl Worker {
 
     /// Does what control left; true if the lane is to stop.
     fn take_post(&mut self, now: Instant) -> bool {
-        let post = self.mailbox.take();
+        let post = self.mailbox.take(LETTERS);
         if post.stop {
             return true;
         }
@@ -237,3 +246,6 @@ fn descriptors<'a>(
     let queue = queue.map_or(bell, |queue| queue.as_fd());
     [PollFd::new(bell, flags), PollFd::new(socket.as_fd(), flags), PollFd::new(queue, flags)]
 }
+
+#[cfg(test)]
+mod tests;

@@ -114,8 +114,12 @@ impl Lane {
 
     /// Writes an ICMP error back into the TUN, as often as the allowance permits.
     fn answer_sender(&mut self, problem: Problem, packet: &[u8], header: &Header, now: Instant, out: &mut Output) {
+        let allowance = match problem {
+            Problem::Unreachable => &mut self.unreachable,
+            Problem::TooBig(_) => &mut self.too_big,
+        };
         if let Some(room) = out.packets.room()
-            && self.icmp.take(now)
+            && allowance.take(now)
             && let Some(len) = icmp::write(problem, packet, header, room)
         {
             out.packets.push(len, ());

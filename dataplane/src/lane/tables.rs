@@ -13,7 +13,7 @@ use crate::{
         path::Path,
         tunnel::{Order, Tunnel, TunnelKey},
     },
-    table::{PeerId, PeerSpec, Table},
+    table::{PeerId, PeerSpec, RemoteKey, Table},
 };
 
 /// Tunnels a peer may have: two of our keys times three of its own, and two on keys that are no longer in the table.
@@ -26,15 +26,16 @@ impl Lane {
     /// newer keys appeared, another one is opened beside them within the table's spread.
     pub fn set_table(&mut self, table: Arc<Table>, now: Instant) {
         self.gate.set_keys(&table);
-        self.table = Arc::clone(&table);
+        let before = std::mem::replace(&mut self.table, Arc::clone(&table));
         for position in 0..self.peers.len() {
             let Some(mut peer) = self.peers[position].take() else { continue };
             match table.peer(peer.id) {
-                Some(spec) => {
+                Some(spec) if before.peer(peer.id).is_some_and(|old| is_same_peer(old, spec)) => {
                     self.update_peer(&mut peer, spec, now);
                     self.put(peer);
                 }
-                None => self.remove_peer(*peer),
+                // Gone, or the number has another holder: nothing of the old one may serve it.
+                _ => self.remove_peer(*peer),
             }
         }
         // Peers that want a session kept up get one without waiting for a packet.
@@ -65,15 +66,15 @@ impl Lane {
         peer.path.set_candidates(&spec.endpoints);
         peer.keepalive = spec.keepalive;
         let Some(desired) = self.desired(spec) else { return };
-        if peer.desired == desired {
-            return;
-        }
-        peer.desired = desired;
         for tunnel in &mut peer.tunnels {
             if !is_in_table(&self.table, spec, tunnel.key) {
                 tunnel.cancel_attempt();
             }
         }
+        if peer.desired == desired {
+            return;
+        }
+        peer.desired = desired;
         let has_it = peer.position(desired.key).is_some_and(|n| peer.tunnels[n].can_send(now));
         if has_it || peer.tunnels.is_empty() {
             peer.open_at = None;
@@ -146,6 +147,13 @@ impl Lane {
         let tunnel = peer.tunnels.swap_remove(position);
         self.indices.give_back(tunnel.index);
     }
+}
+
+/// True if the two have a key in common and none of one epoch that differs. Tunnels know their keys by epoch only, so
+/// whoever shares none is somebody else, even under the same number.
+fn is_same_peer(old: &PeerSpec, new: &PeerSpec) -> bool {
+    let contradicts = |a: &RemoteKey| new.keys.iter().any(|b| a.epoch == b.epoch && a.public != b.public);
+    old.keys.iter().any(|key| new.keys.contains(key)) && !old.keys.iter().any(contradicts)
 }
 
 /// True if both keys of the tunnel are still in use.

@@ -119,21 +119,20 @@ impl AsFd for TunQueue {
 
 impl Queue for TunQueue {
     fn read(&mut self, packets: &mut Packets, most: usize) -> io::Result<usize> {
-        let mut count = 0;
-        while count < most
-            && let Some(room) = packets.room()
-        {
+        let before = packets.len();
+        // Reads that bring nothing of use count too: the budget holds whatever the kernel hands over.
+        for _ in 0..most {
+            let Some(room) = packets.room() else { break };
             match self.read_one(room) {
                 Ok(Some((offset, len))) => packets.push_at(offset, len, ()),
-                Ok(None) => continue,
+                Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if count == 0 => return Err(error),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if packets.len() == before => return Err(error),
                 Err(_) => break,
             }
-            count += 1;
         }
-        Ok(count)
+        Ok(packets.len() - before)
     }
 
     fn write(&mut self, packets: &Packets) -> io::Result<usize> {

@@ -177,6 +177,8 @@ impl Socket for SystemSocket {
         let (mut at, mut taken) = (0, 0);
         while at < datagrams.len() {
             match self.send_some(datagrams, at) {
+                // Does not occur; were it to, trying again would never end.
+                Ok(0) => break,
                 Ok(count) => {
                     at += count;
                     taken += count;

@@ -1,0 +1,140 @@
+//! Rounds of a lane by themselves: what each may take, and what it survives.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
+    sync::mpsc::{self, Receiver},
+};
+
+use super::*;
+use crate::{
+    key::SecretKey,
+    lane::LaneConfig,
+    table::{LocalKey, PeerId, PeerSpec, RemoteKey, Table, TableSpec},
+    tun::memory::MemoryQueue,
+    udp::memory::{MemoryNetwork, MemorySocket},
+};
+
+fn outer(host: u8) -> SocketAddr {
+    ([192, 0, 2, host], 7100).into()
+}
+
+/// A table of so many peers; with `keepalive` each of them wants a session.
+fn table(peers: u32, keepalive: Option<Duration>) -> Arc<Table> {
+    let peers = (0..peers).map(|n| {
+        let mut secret = [7; 32];
+        secret[4..8].copy_from_slice(&n.to_le_bytes());
+        PeerSpec {
+            id: PeerId(n),
+            keys: vec![RemoteKey { epoch: 1, public: SecretKey::new(secret).to_public() }],
+            preshared_key: None,
+            allowed_ips: vec![format!("10.{}.{}.0/24", n >> 8, n & 255).parse().unwrap()],
+            endpoints: vec![outer(9)],
+            keepalive,
+        }
+    });
+    let local_keys = vec![LocalKey { epoch: 1, secret: SecretKey::new([1; 32]) }];
+    Arc::new(Table::new(TableSpec { local_keys, peers: peers.collect(), ..TableSpec::default() }).unwrap())
+}
+
+struct Bench {
+    worker: Worker,
+    mailbox: Arc<Mailbox>,
+    events: Receiver<Event>,
+    /// The other end of the lane's socket.
+    remote: MemorySocket,
+}
+
+fn bench(table: Arc<Table>, queue: Box<dyn Queue>) -> Bench {
+    let network = MemoryNetwork::default();
+    let config = LaneConfig { lane: 0, lanes: 1, flow_key: [0; 16], handshakes_per_second: 500, seed: [3; 32] };
+    let lane = Lane::new(config, table, Instant::now());
+    let mailbox = Arc::new(Mailbox::new().unwrap());
+    let (sender, events) = mpsc::sync_channel(8);
+    let parts = LaneParts { queue, socket: Box::new(network.bind(outer(1)).unwrap()) };
+    let worker = Worker::new(lane, parts, Arc::clone(&mailbox), sender);
+    Bench { worker, mailbox, events, remote: network.bind(outer(9)).unwrap() }
+}
+
+fn arrived(remote: &MemorySocket) -> usize {
+    std::iter::from_fn(|| remote.try_receive()).count()
+}
+
+#[test]
+fn many_timers_due_at_once_leave_room_for_commands_and_packets() {
+    let (_kernel, queue) = MemoryQueue::pair().unwrap();
+    // All peers want a session as soon as the lane starts.
+    let mut bench = bench(table(300, Some(Duration::from_secs(25))), Box::new(queue));
+    let mut rounds = Vec::new();
+    while rounds.iter().sum::<usize>() < 300 {
+        assert!(!bench.worker.turn());
+        rounds.push(arrived(&bench.remote));
+        assert!(rounds.len() < 100, "{rounds:?}");
+    }
+    assert!(rounds.iter().all(|handshakes| *handshakes <= 64), "a share a round: {rounds:?}");
+}
+
+#[test]
+fn a_full_mailbox_is_answered_in_shares() {
+    let (_kernel, queue) = MemoryQueue::pair().unwrap();
+    let mut bench = bench(table(300, None), Box::new(queue));
+    let posted = (0..300).take_while(|n| bench.mailbox.post(Letter::Initiate(PeerId(*n))).is_ok()).count();
+    assert_eq!(posted, 256, "then control is told to come back");
+    let mut rounds = Vec::new();
+    while rounds.iter().sum::<usize>() < posted {
+        assert!(!bench.worker.turn());
+        rounds.push(arrived(&bench.remote));
+    }
+    assert!(rounds.iter().all(|handshakes| *handshakes <= LETTERS), "{rounds:?}");
+    bench.mailbox.stop();
+    assert!(bench.worker.turn());
+}
+
+/// A queue that always has something to say and never anything but an error.
+struct Failing {
+    error: i32,
+    always_readable: MemoryQueue,
+    _other_end: MemoryQueue,
+}
+
+impl Failing {
+    fn new(error: i32) -> Self {
+        let (always_readable, other_end) = MemoryQueue::pair().unwrap();
+        other_end.push(&[0]).unwrap();
+        Self { error, always_readable, _other_end: other_end }
+    }
+}
+
+impl AsFd for Failing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.always_readable.as_fd()
+    }
+}
+
+impl Queue for Failing {
+    fn read(&mut self, _packets: &mut Packets, _most: usize) -> io::Result<usize> {
+        Err(io::Error::from_raw_os_error(self.error))
+    }
+
+    fn write(&mut self, _packets: &Packets) -> io::Result<usize> {
+        Ok(0)
+    }
+}
+
+#[test]
+fn a_failing_queue_is_given_up_and_the_lane_then_sleeps() {
+    for (error, patience) in [(libc::EBADFD, 1), (libc::EIO, FAILURES), (libc::EFAULT, FAILURES)] {
+        let mut bench = bench(table(1, None), Box::new(Failing::new(error)));
+        for _ in 0..patience {
+            assert!(bench.events.try_recv().is_err());
+            assert!(!bench.worker.turn());
+        }
+        assert!(matches!(bench.events.try_recv(), Ok(Event::QueueLost { .. })), "{error}");
+        // Nothing is ready and no timer is due: only a letter ends the wait.
+        assert_eq!(bench.worker.lane.poll_timeout(), None);
+        bench.mailbox.stop();
+        assert!(bench.worker.turn());
+    }
+}
