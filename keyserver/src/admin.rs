@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,16 +47,16 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "another keyserver answers there"));
     }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket is there")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
-    // Nobody gets in between the creation of the socket and its mode.
-    let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(path);
-    nix::sys::stat::umask(before);
+    // The process's umask, set before there are threads, keeps others out until the mode is set.
+    let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    listener
+    Ok(listener)
 }
 
 /// Serves operators until cancelled.
@@ -116,7 +116,12 @@ async fn answer(stream: &mut UnixStream, writer: &Writer, about: &About, text: &
         Ok(request) => request,
         Err(error) => return send(stream, &bad_request(error.to_string())).await,
     };
-    info!(request = %words(&request), "operator asks");
+    let (words, changes) = words(&request);
+    if changes {
+        info!(request = %words, "operator asks");
+    } else {
+        debug!(request = %words, "operator asks");
+    }
     let stopped = |stopped: Stopped| io::Error::other(stopped);
     match request {
         AdminRequest::NodeRevoke { node, reason, void_tokens, wait } => {
@@ -145,18 +150,19 @@ async fn answer(stream: &mut UnixStream, writer: &Writer, about: &About, text: &
     }
 }
 
-/// For the log: the kind of request, without what it carries.
-fn words(request: &AdminRequest) -> &'static str {
+/// For the log: the kind of request, without what it carries, and whether it changes anything. Programs that watch ask
+/// all the time.
+fn words(request: &AdminRequest) -> (&'static str, bool) {
     match request {
-        AdminRequest::Status => "status",
-        AdminRequest::ClusterAdd { .. } => "cluster add",
-        AdminRequest::ClusterList => "cluster list",
-        AdminRequest::TokenCreate { .. } => "token create",
-        AdminRequest::TokenList => "token list",
-        AdminRequest::TokenRevoke { .. } => "token revoke",
-        AdminRequest::NodeList => "node list",
-        AdminRequest::NodeRevoke { .. } => "node revoke",
-        AdminRequest::Rotate { .. } => "rotate",
+        AdminRequest::Status => ("status", false),
+        AdminRequest::ClusterList => ("cluster list", false),
+        AdminRequest::TokenList => ("token list", false),
+        AdminRequest::NodeList => ("node list", false),
+        AdminRequest::ClusterAdd { .. } => ("cluster add", true),
+        AdminRequest::TokenCreate { .. } => ("token create", true),
+        AdminRequest::TokenRevoke { .. } => ("token revoke", true),
+        AdminRequest::NodeRevoke { .. } => ("node revoke", true),
+        AdminRequest::Rotate { .. } => ("rotate", true),
     }
 }
 

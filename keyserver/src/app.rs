@@ -1,10 +1,12 @@
 //! Builds, connects, starts and stops the parts.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
+use mesh_protocol::key::VerifyKey;
+use mesh_protocol::record::TrustPolicy;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -41,14 +43,64 @@ pub(crate) fn start_logging(config: &Config) {
     }
 }
 
+/// The directory is not that of one mesh.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoMesh {
+    /// There is nothing in it.
+    #[error("there is no mesh in {0}: make one with 'keyserver init', or set 'dir' in the configuration")]
+    Nothing(PathBuf),
+    /// Keys without a store.
+    #[error("store {0} is missing: restore a copy, then run 'keyserver resume'")]
+    NoStore(PathBuf),
+    /// Parts of two.
+    #[error("key {key} is not in the policy of the mesh in store {store}: restore keys and store of the same mesh")]
+    Foreign {
+        /// Its file.
+        key: PathBuf,
+        /// The store's.
+        store: PathBuf,
+    },
+}
+
+/// Says what is missing before anything is opened.
+pub(crate) fn find_mesh(config: &Config) -> Result<(), NoMesh> {
+    let (keys, store) = (config.keys_dir(), config.store_path());
+    let missing = |path: &Path| matches!(path.try_exists(), Ok(false));
+    match (missing(&keys), missing(&store)) {
+        (true, true) => Err(NoMesh::Nothing(config.dir.clone())),
+        (_, true) => Err(NoMesh::NoStore(store)),
+        _ => Ok(()),
+    }
+}
+
+/// Every key here has to be one that the newest policy names: nodes believe no other.
+fn belong_together(config: &Config, keys: &Keys, policy: &TrustPolicy) -> Result<(), NoMesh> {
+    let issuers: Vec<VerifyKey> = policy.issuers.iter().map(|issuer| issuer.key).collect();
+    let held = [
+        ("root", keys.root.as_ref(), &policy.roots),
+        ("issuer", keys.issuer.as_ref(), &issuers),
+        ("revoker", Some(&keys.revoker), &policy.revokers),
+        ("transport", Some(&keys.transport), &policy.keyservers),
+    ];
+    let foreign = held.iter().find(|(_, key, named)| key.is_some_and(|key| !named.contains(&key.verify_key())));
+    foreign.map_or(Ok(()), |(name, ..)| {
+        Err(NoMesh::Foreign { key: config.keys_dir().join(name), store: config.store_path() })
+    })
+}
+
 /// Opens keys and store as `config` says.
 pub(crate) fn load(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Directory> {
+    find_mesh(config)?;
     let keys = Keys::load(&config.keys_dir()).context("load keys")?;
     let path = config.store_path();
     let store = Embedded::open(&path).with_context(|| format!("open store {}", path.display()))?;
     let settings = Settings { addresses: config.addresses.clone(), grant_life: config.grant_life };
     let watermark = WatermarkFile::in_dir(&config.dir);
-    Directory::load(Box::new(store), keys, settings, watermark, metrics).context("read the directory")
+    let held = keys.clone();
+    let directory = Directory::load(Box::new(store), keys, settings, watermark, metrics);
+    let directory = directory.with_context(|| format!("read the directory from store {}", path.display()))?;
+    belong_together(config, &held, directory.view().policy())?;
+    Ok(directory)
 }
 
 /// Runs a keyserver until SIGTERM or SIGINT.

@@ -41,7 +41,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "HOST:PORT", value_parser = address)]
         address: String,
         /// Pool for the nodes' own IPv4 addresses; must not overlap networks that the nodes are in
-        #[arg(long, value_name = "CIDR", default_value = "100.96.0.0/16")]
+        #[arg(long, value_name = "CIDR", default_value = "100.96.0.0/16", value_parser = mesh_cidr)]
         mesh_cidr: Ipv4Net,
         /// Running time after which a node that hears from no keyserver closes its tunnels
         #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = humantime::parse_duration)]
@@ -116,6 +116,22 @@ impl From<Pq> for PostQuantum {
             Pq::Required => Self::Required,
             Pq::Off => Self::Off,
         }
+    }
+}
+
+/// A pool in which nodes can have addresses: at least two, none of them special.
+fn mesh_cidr(text: &str) -> Result<Ipv4Net, String> {
+    let pool: Ipv4Net = text.parse().map_err(|_| format!("'{text}' is not an IPv4 network such as 100.96.0.0/16"))?;
+    if pool.trunc() != pool {
+        return Err(format!("'{text}' has bits beyond its prefix length: write {}", pool.trunc()));
+    }
+    if !(8..=30).contains(&pool.prefix_len()) {
+        return Err(format!("'{text}' is not between /8 and /30"));
+    }
+    let special = ["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"].map(str::parse::<Ipv4Net>);
+    match special.into_iter().flatten().find(|special| special.contains(&pool) || pool.contains(special)) {
+        Some(special) => Err(format!("'{text}' overlaps {special}, which is not for nodes")),
+        None => Ok(pool),
     }
 }
 

@@ -12,6 +12,9 @@ pub(crate) const DEFAULT_DIR: &str = "/etc/mesh-keyserver";
 /// UDP (QUIC) and TCP (TLS).
 pub(crate) const DEFAULT_PORT: u16 = 7443;
 
+/// Addresses of a keyserver: with the longest names they take 2 KiB of a join token.
+const MAX_ADDRESSES: usize = 8;
+
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{place}: {reason}")]
@@ -110,6 +113,9 @@ impl Config {
         if self.listen.is_empty() || self.listen.iter().any(|address| address.port() == 0) {
             return Err(("listen", "at least one address with a port other than 0".to_owned()));
         }
+        if self.addresses.len() > MAX_ADDRESSES {
+            return Err(("addresses", format!("at most {MAX_ADDRESSES}: they have to fit into a join token")));
+        }
         if let Some(bad) = self.addresses.iter().find_map(|address| check_address(address).err()) {
             return Err(("addresses", bad));
         }
@@ -139,6 +145,12 @@ impl Config {
 /// Words for people.
 pub(crate) fn check_address(address: &str) -> Result<(), String> {
     let wrong = || format!("'{address}' is not host:port");
+    if address.parse::<Ipv6Addr>().is_ok() {
+        return Err(format!("{}: an IPv6 address is written [{address}]:{DEFAULT_PORT}", wrong()));
+    }
+    if !address.contains(':') || address.ends_with(']') {
+        return Err(format!("{}: the port is missing, as in {address}:{DEFAULT_PORT}", wrong()));
+    }
     let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let host_is_good = match bare {
@@ -216,6 +228,45 @@ mod tests {
         assert_eq!(Config::parse(&set.join("\n"), "k.toml").unwrap(), config);
         let other = Config::parse(&template(Path::new("/x y"), "[fd00::1]:99"), "k.toml").unwrap();
         assert_eq!((other.dir, other.listen[0].port()), ("/x y".into(), 99));
+    }
+
+    #[test]
+    fn the_shipped_file_shows_every_key_and_the_defaults() {
+        let shipped = include_str!("../../configs/keyserver.toml");
+        assert_eq!(Config::parse(shipped, "k.toml").unwrap(), Config::default());
+        let is_key = |line: &&str| line.starts_with(|first: char| first.is_ascii_lowercase());
+        let keys = shipped.lines().filter_map(|line| line.strip_prefix('#').filter(is_key).or(Some(line)));
+        let mut shown = Config::parse(&keys.collect::<Vec<_>>().join("\n"), "k.toml").unwrap();
+        for key in toml::Table::try_from(&shown).unwrap().keys() {
+            assert!(shipped.contains(&format!("\n#{key} = ")), "{key} is missing");
+        }
+        // Absent by default: the file shows an example.
+        assert!(shown.metrics_listen.take().is_some());
+        assert_eq!(shown, Config::default());
+    }
+
+    #[test]
+    fn addresses_are_a_host_and_a_port() {
+        for good in ["a:1", "keys.example.net:7443", "192.0.2.1:7443", "[fd00::1]:7443", "[::1]:1"] {
+            assert_eq!(check_address(good), Ok(()), "{good}");
+        }
+        for (bad, hint) in [
+            ("fd00::1", "written [fd00::1]:7443"),
+            ("[fd00::1]", "port is missing, as in [fd00::1]:7443"),
+            ("keys.example.net", "port is missing, as in keys.example.net:7443"),
+            ("fd00::1:7443", "written [fd00::1:7443]:7443"),
+            ("a:0", "not host:port"),
+            ("a:65536", "not host:port"),
+            (":7443", "not host:port"),
+            ("[a]:7443", "not host:port"),
+            ("a b:7443", "not host:port"),
+            ("", "not host:port"),
+        ] {
+            let error = check_address(bad).unwrap_err();
+            assert!(error.contains(hint), "{error}");
+        }
+        let many = vec!["\"a:1\""; MAX_ADDRESSES + 1].join(",");
+        assert!(refused(&format!("addresses = [{many}]")).starts_with("k.toml:1: addresses: at most 8"));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `keyserver init`: keys, the first trust policy, the store, the configuration.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,6 +34,14 @@ pub(crate) struct NewMesh {
     pub(crate) pq: PostQuantum,
 }
 
+/// Nodes would look for the keyserver inside the mesh that they need it to enter.
+#[derive(Debug, thiserror::Error)]
+#[error("--address {address} lies inside --mesh-cidr {pool}: choose a pool that overlaps no network that nodes are in")]
+pub(crate) struct Overlap {
+    address: String,
+    pool: Ipv4Net,
+}
+
 /// What was made.
 #[derive(Debug)]
 pub(crate) struct Made {
@@ -49,6 +58,10 @@ pub(crate) fn init(new: &NewMesh) -> anyhow::Result<Made> {
             bail!("{} exists: there is a mesh in {} already, nothing was changed", path.display(), dir.display());
         }
     }
+    let host = new.address.rsplit_once(':').map_or("", |(host, _)| host);
+    if host.parse().is_ok_and(|host: Ipv4Addr| new.mesh_cidr.contains(&host)) {
+        return Err(Overlap { address: new.address.clone(), pool: new.mesh_cidr }.into());
+    }
     let keys = Keys::generate()?;
     let envelope = first_policy(new, &keys)?;
     let mesh = MeshId(envelope.hash(NO_MESH).0);
@@ -63,6 +76,10 @@ pub(crate) fn init(new: &NewMesh) -> anyhow::Result<Made> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&config)?;
     file.write_all(config::template(&dir, &new.address).as_bytes())?;
     file.sync_all()?;
+    // Names survive a power cut, too.
+    for folder in [&keys_dir, &dir] {
+        File::open(folder)?.sync_all()?;
+    }
     Ok(Made { mesh, config })
 }
 

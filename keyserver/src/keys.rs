@@ -50,7 +50,7 @@ pub(crate) fn generate() -> Result<SigningKey, KeyFileError> {
 }
 
 /// The keys of a keyserver in easy mode. The root and the issuer may be kept elsewhere.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Keys {
     /// Signs policies.
     pub(crate) root: Option<SigningKey>,

@@ -15,7 +15,7 @@ use mesh_protocol::key::{SigningKey, VerifyKey};
 use mesh_protocol::tls;
 use mesh_protocol::token::EXPORTER_LABEL;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
-use quinn::{IdleTimeout, VarInt};
+use quinn::{IdleTimeout, TokioRuntime, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 use crate::metrics::Metrics;
 use crate::wire::{Reader, Writing};
 use crate::writer::Writer;
-use crate::{join, session};
+use crate::{join, reset, session};
 
 /// From the first packet to a finished handshake.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
@@ -127,7 +127,10 @@ impl Listener {
         let tcp = TcpListener::bind(address).await?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(config)?));
         server.transport_config(Arc::new(transport()?)).max_incoming(1_024);
-        Ok(Self { quic: quinn::Endpoint::server(server, address)?, tcp, acceptor })
+        let socket = std::net::UdpSocket::bind(address)?;
+        let runtime = Arc::new(TokioRuntime);
+        let quic = quinn::Endpoint::new(reset::endpoint_config(key, address), Some(server), socket, runtime)?;
+        Ok(Self { quic, tcp, acceptor })
     }
 
     /// Accepts until cancelled.

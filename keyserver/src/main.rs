@@ -16,6 +16,7 @@ mod join;
 mod keys;
 mod listen;
 mod metrics;
+mod reset;
 mod resume;
 mod session;
 mod store;
@@ -36,14 +37,23 @@ use crate::config::{Config, ConfigError};
 
 /// `EX_CONFIG` of sysexits.h: systemd is told not to try again.
 const EXIT_CONFIG: u8 = 78;
+/// Arguments that do not go together; clap ends with the same code.
+const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    // Nothing that this program makes is anybody else's: files, directories, the operators' socket.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     match dispatch(Args::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be closed; the exit code still tells.
             let _ = writeln!(std::io::stderr(), "keyserver: {error:#}");
-            let config = error.chain().any(|cause| cause.is::<ConfigError>() || cause.is::<keys::KeyFileError>());
+            if error.is::<init::Overlap>() {
+                return ExitCode::from(EXIT_USAGE);
+            }
+            let config = error.chain().any(|cause| {
+                cause.is::<ConfigError>() || cause.is::<keys::KeyFileError>() || cause.is::<app::NoMesh>()
+            });
             if config { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
         }
     }

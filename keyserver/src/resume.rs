@@ -5,6 +5,7 @@ use std::io::Write as _;
 use anyhow::Context as _;
 use mesh_protocol::id::Position;
 
+use crate::app;
 use crate::config::Config;
 use crate::directory::{History, layout};
 use crate::keys;
@@ -16,6 +17,7 @@ const SERIAL_GAP: u64 = 1_000;
 
 /// Starts a new history (another epoch) from what the store holds, with serials above any that were given.
 pub(crate) fn resume(config: &Config) -> anyhow::Result<()> {
+    app::find_mesh(config)?;
     let path = config.store_path();
     let mut store = Embedded::open(&path).with_context(|| format!("open store {}", path.display()))?;
     let history = History::load(&store).context("read the directory")?;

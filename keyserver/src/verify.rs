@@ -13,6 +13,7 @@ use crate::store::{Embedded, Entry, Event, Range, Store, StoreError};
 
 /// Checks pages, the store's own bookkeeping, and every signature of the history.
 pub(crate) fn verify(config: &Config, json: bool) -> anyhow::Result<()> {
+    app::find_mesh(config)?;
     let path = config.store_path();
     let store = Embedded::open(&path).with_context(|| format!("open store {}", path.display()))?;
     let changes = compare_with_log(&store)?;

@@ -42,6 +42,76 @@ fn exit_codes_and_help_are_as_promised() {
 }
 
 #[test]
+fn wrong_arguments_of_init_are_explained_and_make_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("ks");
+    for (arguments, hint) in [
+        (["--address", "keys.example.net", "--mesh-cidr", "100.96.0.0/16"], "as in keys.example.net:7443"),
+        (["--address", "fd00::1", "--mesh-cidr", "100.96.0.0/16"], "[fd00::1]:7443"),
+        (["--address", "a:7443", "--mesh-cidr", "fd00::/64"], "not an IPv4 network"),
+        (["--address", "a:7443", "--mesh-cidr", "100.96.1.0/16"], "write 100.96.0.0/16"),
+        (["--address", "a:7443", "--mesh-cidr", "100.96.0.0/31"], "between /8 and /30"),
+        (["--address", "a:7443", "--mesh-cidr", "0.0.0.0/0"], "between /8 and /30"),
+        (["--address", "a:7443", "--mesh-cidr", "169.254.0.0/24"], "overlaps 169.254.0.0/16"),
+        (["--address", "100.96.0.5:7443", "--mesh-cidr", "100.96.0.0/16"], "lies inside --mesh-cidr 100.96.0.0/16"),
+    ] {
+        let out = binary().args(["init", "--name", "x"]).args(arguments).arg("--dir").arg(&dir).output().unwrap();
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(2), "{arguments:?}: {text}");
+        assert!(text.contains(hint), "{arguments:?}: {text}");
+        assert!(!dir.exists(), "{arguments:?}");
+    }
+    let v6 = ["init", "--name", "x", "--address", "[fd00::1]:7443", "--dir"];
+    assert!(binary().args(v6).arg(&dir).output().unwrap().status.success());
+    assert_eq!(binary().arg("check-config").arg(dir.join("keyserver.toml")).output().unwrap().status.code(), Some(0));
+}
+
+#[test]
+fn missing_and_foreign_stores_say_what_to_do() {
+    let (server, other) = (Server::stopped(), Server::stopped());
+    let says = |hint: &str| {
+        for verb in ["run", "verify"] {
+            let out = server.command(verb);
+            let text = String::from_utf8_lossy(&out.stderr).into_owned();
+            assert_eq!(out.status.code(), Some(78), "{verb}: {text}");
+            assert!(text.contains(hint), "{verb}: {text}");
+        }
+    };
+    let store = server.dir().join("store.redb");
+    std::fs::copy(other.dir().join("store.redb"), &store).unwrap();
+    says("restore keys and store of the same mesh");
+    std::fs::remove_file(&store).unwrap();
+    says("restore a copy, then run 'keyserver resume'");
+    assert!(!store.exists(), "nothing is made in its place");
+    assert_eq!(server.command("resume").status.code(), Some(78));
+    std::fs::remove_dir_all(server.dir().join("keys")).unwrap();
+    says("make one with 'keyserver init'");
+}
+
+#[test]
+fn a_file_in_the_place_of_the_admin_socket_is_left_alone() {
+    let server = Server::stopped();
+    std::fs::write(server.socket(), "precious").unwrap();
+    let out = server.command("run");
+    assert_eq!(out.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("no socket"), "{out:?}");
+    assert_eq!(std::fs::read_to_string(server.socket()).unwrap(), "precious");
+}
+
+#[test]
+fn asking_is_not_logged_and_changing_is() {
+    let server = Server::start();
+    let before = std::fs::read_to_string(server.log()).unwrap();
+    server.status();
+    server.nodes();
+    server.tokens();
+    assert_eq!(std::fs::read_to_string(server.log()).unwrap(), before);
+    server.token(1);
+    let log = std::fs::read_to_string(server.log()).unwrap();
+    assert!(log[before.len()..].contains("token create"), "{log}");
+}
+
+#[test]
 fn damaged_keys_and_stores_stop_the_start() {
     let server = Server::stopped();
     let key = server.dir().join("keys/transport");

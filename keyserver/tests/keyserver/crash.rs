@@ -1,6 +1,7 @@
 //! What was acknowledged is there after any end.
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use mesh_protocol::control::RefusalCode;
 
@@ -36,7 +37,7 @@ async fn kill_9_in_a_loop_keeps_every_acknowledged_grant() {
             }
             granted
         });
-        tokio::time::sleep(std::time::Duration::from_millis(150 + round * 40)).await;
+        tokio::time::sleep(Duration::from_millis(150 + round * 40)).await;
         server.kill();
         granted.extend(joining.await.unwrap());
         server.run();
@@ -78,6 +79,24 @@ async fn a_restored_store_writes_nothing_until_resume() {
     next.join(server.address, &token).await.unwrap();
     assert!(next.grant().serial > lost.grant().serial);
     assert_ne!(server.status().position.epoch, epoch, "another history");
+}
+
+#[tokio::test]
+async fn nodes_notice_a_kill_and_restart_within_seconds() {
+    for transport in [Transport::Quic, Transport::Tls] {
+        let mut server = Server::start();
+        let mut node = Node::new("n1");
+        node.join(server.address, &server.token(1)).await.unwrap();
+        let mut session = node.open(server.address, None, transport).await.unwrap();
+        session.until("a full map", |session| session.position.is_some()).await;
+        server.kill();
+        server.run();
+        let back = Instant::now();
+        // The keyserver's idle timeout is 30 s, this client has none: over QUIC only a stateless reset ends the stream.
+        session.until_end().await;
+        assert!(back.elapsed() < Duration::from_secs(6), "{transport:?}: noticed after {:?}", back.elapsed());
+        assert!(node.open(server.address, session.position, transport).await.is_some(), "and it is served again");
+    }
 }
 
 /// A file system of its own, unmounted when dropped.
