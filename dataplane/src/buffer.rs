@@ -46,9 +46,14 @@ impl<T: Copy> Batch<T> {
         Some(&mut self.bytes[self.used..])
     }
 
+    /// Bytes that are free.
+    pub fn left(&self) -> usize {
+        self.bytes.len() - self.used
+    }
+
     /// True if nothing more fits: pass the batch on and [`clear`](Self::clear) it.
     pub fn is_full(&self) -> bool {
-        self.items.len() >= self.most_items || self.bytes.len() - self.used < ROOM
+        self.items.len() >= self.most_items || self.left() < ROOM
     }
 
     /// Takes the first `len` bytes of [`room`](Self::room) as a packet. The bytes behind it, up to the next multiple of

@@ -20,6 +20,7 @@ mod wheel;
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::{
+    buffer::ROOM,
     clock::Instant,
     command::{Event, LaneSnapshot, PeerSnapshot},
     drop_reason::{DropCounters, DropReason},
@@ -71,15 +72,16 @@ impl Default for Output {
 }
 
 impl Output {
-    /// Room for 128 of each, or 256 KiB.
+    /// Room for 160 datagrams, 128 packets, or 384 KiB of either.
     pub fn new() -> Self {
-        Self { datagrams: Datagrams::new(256 << 10, 128), packets: Packets::new(256 << 10, 128) }
+        Self { datagrams: Datagrams::new(384 << 10, 160), packets: Packets::new(384 << 10, 128) }
     }
 
     /// True if a call might find no room for what it makes, and drop it.
     pub fn is_nearly_full(&self) -> bool {
-        // One call may put out a few messages beside the one it is about.
-        self.datagrams.len() >= 96 || self.packets.len() >= 96 || self.datagrams.is_full() || self.packets.is_full()
+        // One call may put out the fragments of the largest packet, 53, or a few messages beside the one it is about.
+        let is_short = self.datagrams.len() >= 96 || self.datagrams.left() < 3 * ROOM;
+        is_short || self.packets.len() >= 96 || self.packets.is_full()
     }
 
     /// Forgets all that is in it.
@@ -106,6 +108,8 @@ pub struct Lane {
     stats: LaneSnapshot,
     /// Tunnels made so far: tells their age apart.
     generation: u64,
+    /// Where fragments are made.
+    piece: Vec<u8>,
     /// "Unreachable" that may be said now.
     unreachable: Allowance,
     /// "Packet too big" that may be said now: apart, lest a scan of unknown addresses takes path MTU discovery from all.
@@ -134,6 +138,7 @@ impl Lane {
             waiting_bytes: 0,
             stats: LaneSnapshot { lane: config.lane, queue_attached: true, ..Default::default() },
             generation: 0,
+            piece: Vec::new(),
             unreachable: Allowance::new(100, now),
             too_big: Allowance::new(100, now),
             control: Allowance::new(1_000, now),

@@ -2,6 +2,7 @@
 
 pub mod checksum;
 pub mod flow;
+pub mod fragment;
 pub mod header;
 pub mod icmp;
 pub mod mss;

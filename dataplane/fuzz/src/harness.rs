@@ -9,6 +9,7 @@ use mesh_dataplane::{
     lane::{Lane, LaneConfig, Output},
     packet::{
         flow::FlowHash,
+        fragment::Fragments,
         header::Header,
         icmp::{self, Problem},
         mss,
@@ -129,6 +130,12 @@ pub fn header(input: &[u8]) {
         if let Some(len) = icmp::write(problem, input, &header, &mut out) {
             let answer = Header::parse(&out[..len]).expect("we make whole packets");
             assert_eq!((answer.source, answer.destination), (header.destination, header.source));
+        }
+    }
+    if let Some(mut fragments) = Fragments::new(input, &header, 1_280) {
+        let mut piece = [0; 1_280];
+        while let Some(len) = fragments.write(&mut piece) {
+            assert!(Header::parse(&piece[..len]).is_some_and(|piece| piece.source == header.source));
         }
     }
     let mut packet = input[..header.len].to_vec();

@@ -37,6 +37,8 @@ pub struct Node {
     pub spread: Duration,
     /// Addresses others believe it to have, before the true one.
     pub stale_addresses: Vec<SocketAddr>,
+    /// Its inner MTU.
+    pub mtu: u16,
     /// A node, and the number that this one knows it by instead of its own.
     pub renumbered: Option<(usize, u32)>,
     /// Lets anything out, as a hostile node would.
@@ -72,6 +74,7 @@ impl Node {
             psk: None,
             spread: Duration::from_secs(120),
             stale_addresses: Vec::new(),
+            mtu: 1_420,
             renumbered: None,
             unchecked: false,
             received: Vec::new(),
@@ -133,7 +136,7 @@ impl Node {
             local_keys: self.local_keys(),
             peers: peers.collect(),
             own_prefixes: if self.unchecked { Vec::new() } else { prefixes(self.number) },
-            inner_mtu: 1420,
+            inner_mtu: self.mtu,
             rotation_spread: self.spread,
         };
         Arc::new(Table::new(spec).expect("nodes do not overlap"))

@@ -109,25 +109,47 @@ fn unknown_destinations_are_unreachable_and_answers_are_limited() {
     assert_eq!(answers[0][20..22], [3, 1]);
 }
 
+/// A packet from node 0 to node 1 of `len` bytes, all different.
+fn sized(len: u16, dont_fragment: bool) -> Vec<u8> {
+    let mut bytes = packet(0, 1, 5);
+    bytes.extend((60..len).map(|n| (n % 251) as u8));
+    bytes[2..4].copy_from_slice(&len.to_be_bytes());
+    bytes[6] = if dont_fragment { 0x40 } else { 0 };
+    bytes
+}
+
 #[test]
-fn too_big_packets_are_told_the_mtu_and_others_pass() {
+fn packets_too_big_and_not_to_be_fragmented_are_told_the_mtu() {
     let mut sim = Sim::seeded(7).nodes(2);
-    let sized = |len: u16, dont_fragment: bool| {
-        let mut bytes = packet(0, 1, 5);
-        bytes.resize(usize::from(len), 0);
-        bytes[2..4].copy_from_slice(&len.to_be_bytes());
-        bytes[6] = if dont_fragment { 0x40 } else { 0 };
-        bytes
-    };
     sim.send_packet(0, &sized(1421, true));
     assert_eq!(sim.drops(0, DropReason::PacketTooBig), 1);
     let icmp = sim.node(0).packets[0].clone();
     assert_eq!((icmp[20], icmp[21], u16::from_be_bytes([icmp[26], icmp[27]])), (3, 4, 1420));
+    assert_eq!(icmp[12..20], [10, 2, 0, 5, 10, 1, 0, 5], "from the destination to the sender");
+    assert_eq!(sim.node(0).tunnels(sim.now()), 0);
     sim.send_packet(0, &sized(1420, true));
-    sim.send_packet(0, &sized(9_000, false));
     sim.advance(secs(1));
-    let sizes: Vec<_> = sim.node(1).packets.iter().map(Vec::len).collect();
-    assert_eq!(sizes, [1420, 9_000]);
+    assert_eq!(sim.node(1).packets, [sized(1420, true)]);
+}
+
+#[test]
+fn other_packets_too_big_are_fragmented_inside_the_tunnel() {
+    let mut sim = Sim::seeded(7).nodes(2);
+    sim.send(0, 1);
+    sim.advance(secs(1));
+    for len in [1_421u16, 9_000, 65_535] {
+        sim.node_mut(1).packets.clear();
+        sim.link.recording = Some(Vec::new());
+        sim.send_packet(0, &sized(len, false));
+        sim.advance(secs(1));
+        let recording = sim.link.recording.take().unwrap();
+        assert!(recording.iter().all(|sent| sent.bytes.len() <= 1_420 + 32), "none larger than the path");
+        let pieces = &sim.node(1).packets;
+        assert!(pieces.len() >= 2 && pieces.iter().all(|piece| piece.len() <= 1_420));
+        let payload: Vec<u8> = pieces.iter().flat_map(|piece| piece[20..].to_vec()).collect();
+        assert!(payload == sized(len, false)[20..], "{len}");
+    }
+    assert_eq!(sim.drops(0, DropReason::PacketTooBig), 0);
 }
 
 #[test]
@@ -194,22 +216,22 @@ fn an_enrolled_initiation_from_far_in_the_future_is_taken() {
 
 #[test]
 fn packets_that_wait_are_bounded_over_all_peers_and_given_back() {
-    let mut sim = Sim::seeded(12).nodes(90);
+    let mut sim = Sim::seeded(12).nodes(100);
     sim.link.set_filter(|_| false);
     let send_to_all = |sim: &mut Sim| {
-        for other in 1..90 {
+        for other in 1..100 {
             let mut bytes = packet(0, other, 0);
-            bytes.resize(9_000, 0);
-            bytes[2..4].copy_from_slice(&9_000u16.to_be_bytes());
-            for _ in 0..14 {
+            bytes.resize(1_420, 0);
+            bytes[2..4].copy_from_slice(&1_420u16.to_be_bytes());
+            for _ in 0..64 {
                 sim.send_packet(0, &bytes);
             }
         }
     };
     send_to_all(&mut sim);
     let refused = sim.drops(0, DropReason::QueueFull);
-    let kept = 89 * 14 - refused;
-    assert!(refused > 0 && kept * 9_000 <= 8 << 20, "{kept} kept");
+    let kept = 99 * 64 - refused;
+    assert!(refused > 0 && kept * 1_420 <= 8 << 20, "{kept} kept");
     sim.advance(secs(100));
     assert_eq!(sim.drops(0, DropReason::HandshakeTimeout), kept);
     sim.link.clear_filter();
@@ -217,7 +239,7 @@ fn packets_that_wait_are_bounded_over_all_peers_and_given_back() {
     send_to_all(&mut sim);
     assert_eq!(sim.drops(0, DropReason::QueueFull) - before, refused, "as much as the first time");
     sim.advance(secs(10));
-    assert_eq!((1..90).map(|n| sim.node(n).packets.len() as u64).sum::<u64>(), kept);
+    assert_eq!((1..100).map(|n| sim.node(n).packets.len() as u64).sum::<u64>(), kept);
 }
 
 #[test]
@@ -254,4 +276,26 @@ fn a_scan_of_unknown_addresses_does_not_silence_path_mtu_discovery() {
     bytes[6] = 0x40;
     sim.send_packet(0, &bytes);
     assert_eq!(sim.node(0).packets.last().unwrap()[20..22], [3, 4]);
+}
+
+#[test]
+fn segment_sizes_are_cut_by_whichever_end_has_the_smaller_mtu() {
+    // The option of a SYN says what the other end may send: both directions count, on both nodes.
+    for (mtus, most) in [([1_400, 1_420], 1_360u16), ([1_420, 1_300], 1_260), ([1_420, 1_420], 1_380)] {
+        let mut sim = Sim::seeded(15).nodes(2);
+        for node in 0..2 {
+            sim.node_mut(node).mtu = mtus[node];
+        }
+        sim.publish_all();
+        for (from, to) in [(0, 1), (1, 0)] {
+            let mut syn = packet(from, to, 0);
+            syn[9] = 6;
+            syn[32..34].copy_from_slice(&[0xa0, 0x02]);
+            syn[40..44].copy_from_slice(&[2, 4, 0x23, 0x00]);
+            sim.send_packet(from, &syn);
+            sim.advance(secs(1));
+            let arrived = sim.node(to).packets.last().unwrap();
+            assert_eq!(arrived[42..44], most.to_be_bytes(), "{mtus:?} {from}");
+        }
+    }
 }

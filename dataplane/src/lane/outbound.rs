@@ -5,6 +5,7 @@ use crate::{
     clock::Instant,
     drop_reason::DropReason,
     packet::{
+        fragment::Fragments,
         header::{Header, TCP, is_unroutable_destination},
         icmp::{self, Problem},
         mss,
@@ -27,8 +28,29 @@ impl Lane {
         if header.protocol == TCP {
             mss::clamp(packet, &header, self.table.inner_mtu());
         }
-        let padded = pad(buffer, header.len, self.table.inner_mtu());
+        let mtu = self.table.inner_mtu();
+        if header.len > usize::from(mtu) {
+            return self.send_in_fragments(peer, packet, &header, now, out);
+        }
+        let padded = pad(buffer, header.len, mtu);
         self.send(peer, &header, padded, now, out);
+    }
+
+    /// Cuts a packet that is larger than the tunnel carries and sends the pieces, up to 53 at the least MTU.
+    fn send_in_fragments(&mut self, peer: PeerId, packet: &[u8], header: &Header, now: Instant, out: &mut Output) {
+        let mtu = self.table.inner_mtu();
+        let Some(mut fragments) = Fragments::new(packet, header, mtu) else {
+            return self.drop(DropReason::MalformedPacket);
+        };
+        // Made for the first such packet and kept: 64 KiB at most.
+        let mut piece = std::mem::take(&mut self.piece);
+        piece.resize(usize::from(mtu), 0);
+        while let Some(len) = fragments.write(&mut piece) {
+            let Some((_, header)) = parse(&mut piece, len) else { break };
+            let padded = pad(&mut piece, len, mtu);
+            self.send(peer, &header, padded, now, out);
+        }
+        self.piece = piece;
     }
 
     /// Finds the peer that a packet is for, or why it is for nobody; tells the sender if that helps.
