@@ -265,7 +265,7 @@ mod tests {
             let error = check_address(bad).unwrap_err();
             assert!(error.contains(hint), "{error}");
         }
-        let many = vec!["\"a:1\""; MAX_ADDRESSES + 1].join(",");
+        let many = ["\"a:1\""; MAX_ADDRESSES + 1].join(",");
         assert!(refused(&format!("addresses = [{many}]")).starts_with("k.toml:1: addresses: at most 8"));
     }
 

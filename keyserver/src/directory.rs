@@ -28,7 +28,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use mesh_protocol::UnixSeconds;
 use mesh_protocol::control::{Refusal, RefusalCode};
 use mesh_protocol::envelope::Envelope;
-use mesh_protocol::id::{MeshId, NodeId, Position};
+use mesh_protocol::id::{Hash, MeshId, NodeId, Position};
 use mesh_protocol::record::Checkpoint;
 use mesh_protocol::trust::{Change, TrustError, View};
 use tracing::{error, warn};
@@ -75,6 +75,10 @@ pub(crate) struct Directory {
     /// A write failed and the view could not be read back from the store yet.
     broken: bool,
     checkpoint: Option<(Checkpoint, Envelope, Instant)>,
+    /// When a refused enrolment was logged last.
+    refusal_logged: Option<Instant>,
+    /// What joining nodes are shown, of the policy with this hash.
+    offer: Option<(Hash, Arc<[Frame]>)>,
     /// Revision of the store up to which it forgot what was overwritten.
     compacted: u64,
     hub: Hub,
@@ -104,6 +108,8 @@ impl Directory {
             behind: None,
             broken: false,
             checkpoint: None,
+            refusal_logged: None,
+            offer: None,
             compacted: 0,
             rotations: BTreeMap::new(),
             publishers: BTreeMap::new(),

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use mesh_protocol::control::{JoinReply, JoinRequest, RefusalCode, runs};
+use mesh_protocol::control::{JoinReply, JoinRequest, RefusalCode};
 use tokio::io::AsyncWriteExt as _;
-use tracing::{debug, info};
+use tracing::debug;
 
 use crate::directory::{JoinAttempt, refusal};
 use crate::listen::Connection;
@@ -26,21 +26,17 @@ pub(crate) async fn serve(writer: &Writer, mut connection: Connection) {
 
 async fn enrol(writer: &Writer, connection: &mut Connection) -> Result<(), WireError> {
     let stopped = |_| std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
-    let policies = writer.call(|directory| directory.policies()).await.map_err(stopped)?;
-    for policies in runs(policies) {
-        wire::send(&mut connection.writer, &JoinReply::Offer { policies }).await?;
+    for frame in writer.call(|directory| directory.offer()).await.map_err(stopped)?.iter() {
+        wire::write(&mut connection.writer, frame).await?;
     }
     let reply = match wire::read(&mut connection.reader, REQUEST_WITHIN).await? {
         Arrived::Message(JoinRequest::Enrol { claim, signature }) => {
-            let (identity, exporter) = (connection.identity, connection.exporter);
-            let attempt = JoinAttempt { identity, exporter, claim, signature };
+            let Connection { peer, identity, exporter, .. } = *connection;
+            let attempt = JoinAttempt { peer, identity, exporter, claim, signature };
             let result = writer.call(move |directory| directory.enrol(&attempt)).await.map_err(stopped)?;
             match result {
                 Ok(enrolled) => JoinReply::Granted { grant: enrolled.grant, checkpoint: enrolled.checkpoint },
-                Err(refusal) => {
-                    info!(peer = %connection.peer, code = ?refusal.code, reason = %refusal, "enrolment refused");
-                    JoinReply::Refused { refusal }
-                }
+                Err(refusal) => JoinReply::Refused { refusal },
             }
         }
         Arrived::Unknown(number) => {

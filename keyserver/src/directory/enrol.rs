@@ -1,28 +1,35 @@
 //! Enrolment: the token, the name, the addresses, and all of it in one transaction with the grant.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use mesh_protocol::address::mesh_v6;
 use mesh_protocol::cbor;
-use mesh_protocol::control::{Refusal, RefusalCode};
+use mesh_protocol::control::{JoinReply, Refusal, RefusalCode, runs};
 use mesh_protocol::envelope::Envelope;
 use mesh_protocol::id::{Name, NodeId};
 use mesh_protocol::key::VerifyKey;
 use mesh_protocol::record::{ClusterScope, MAX_POD_CIDRS, NodeGrant};
 use mesh_protocol::token::{JoinClaim, TokenLimits};
-use tracing::info;
+use tracing::{debug, info};
 
 use super::token::StoredToken;
-use super::{Directory, layout, refusal, unix_now};
+use super::{Directory, Frame, layout, refusal, unix_now, watch};
 use crate::store::{Compare, Operation, Range};
 
 /// Blocks and addresses looked at before a pool is called exhausted.
 const MAX_LOOKED_AT: usize = 1 << 20;
 
+/// Refused enrolments are logged at most this often; the metric counts all.
+const REFUSAL_LOG_PAUSE: Duration = Duration::from_secs(1);
+
 /// What a joining connection brought.
 #[derive(Debug)]
 pub(crate) struct JoinAttempt {
+    /// From where.
+    pub(crate) peer: SocketAddr,
     /// The key of its TLS handshake.
     pub(crate) identity: VerifyKey,
     /// Its exporter.
@@ -47,19 +54,42 @@ fn token_refused(reason: &str) -> Refusal {
 }
 
 impl Directory {
-    /// Every policy, oldest first: what a joining node is offered.
-    pub(crate) fn policies(&self) -> Vec<Envelope> {
-        self.view().policies().iter().map(|policy| policy.envelope.clone()).collect()
+    /// Every policy, oldest first: what a joining node is offered. Encoded once and shared: strangers ask for it.
+    pub(crate) fn offer(&mut self) -> Arc<[Frame]> {
+        let newest = self.view().policy_hash();
+        if let Some((_, frames)) = self.offer.as_ref().filter(|(held, _)| *held == newest) {
+            return frames.clone();
+        }
+        let policies = self.view().policies().iter().map(|policy| policy.envelope.clone()).collect();
+        let frames = runs(policies).into_iter().filter_map(|policies| watch::encode(&JoinReply::Offer { policies }));
+        let frames: Arc<[Frame]> = frames.collect();
+        self.offer = Some((newest, frames.clone()));
+        frames
     }
 
     /// Lets a node in, or says why not.
     pub(crate) fn enrol(&mut self, attempt: &JoinAttempt) -> Result<Enrolled, Refusal> {
         let result = self.try_enrol(attempt);
         match &result {
-            Ok(_) => self.metrics.joins.inc(),
-            Err(_) => self.metrics.refused_joins.inc(),
-        };
+            Ok(_) => {
+                self.metrics.joins.inc();
+            }
+            Err(refusal) => {
+                self.metrics.refused_joins.inc();
+                self.log_refused(attempt.peer, refusal);
+            }
+        }
         result
+    }
+
+    /// Anybody can be refused, as often as they like: the log does not grow with it.
+    fn log_refused(&mut self, peer: SocketAddr, refused: &Refusal) {
+        if self.refusal_logged.is_some_and(|logged| logged.elapsed() < REFUSAL_LOG_PAUSE) {
+            debug!(%peer, code = ?refused.code, reason = %refused, "enrolment refused");
+            return;
+        }
+        self.refusal_logged = Some(Instant::now());
+        info!(%peer, code = ?refused.code, reason = %refused, "enrolment refused");
     }
 
     fn try_enrol(&mut self, attempt: &JoinAttempt) -> Result<Enrolled, Refusal> {

@@ -1,10 +1,10 @@
 //! The append-only history of accepted objects, how it lies in the store, and what follows from it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use mesh_protocol::cbor::{self, CborError};
 use mesh_protocol::envelope::{Envelope, NO_MESH};
-use mesh_protocol::id::{Hash, MeshId, Position};
+use mesh_protocol::id::{Hash, MeshId, NodeId, Position};
 use mesh_protocol::record::NodeGrant;
 use mesh_protocol::trust::{TrustError, View, beginning, next_state};
 
@@ -95,6 +95,8 @@ pub(crate) struct History {
     /// Highest serial of a grant.
     pub(crate) serial: u64,
     recent: VecDeque<Envelope>,
+    /// The newest grant of every node that ever had one: what revoked nodes were called. About 500 bytes each.
+    granted: BTreeMap<NodeId, NodeGrant>,
 }
 
 impl History {
@@ -109,7 +111,8 @@ impl History {
         let view = View::pinned(mesh, std::slice::from_ref(&first))
             .map_err(|source| LoadError::Refused { revision: 1, source })?;
         let start = beginning(epoch);
-        let mut history = Self { view, position: start, state: Hash([0; 32]), serial: floor, recent: VecDeque::new() };
+        let (recent, granted) = (VecDeque::new(), BTreeMap::new());
+        let mut history = Self { view, position: start, state: Hash([0; 32]), serial: floor, recent, granted };
         history.push(first);
         while let Some(envelope) = changes.next()? {
             let revision = history.position.revision + 1;
@@ -126,11 +129,21 @@ impl History {
         self.state = next_state(self.state, envelope.hash(mesh));
         if let Ok(grant) = envelope.unverified::<NodeGrant>() {
             self.serial = self.serial.max(grant.serial);
+            self.granted.insert(grant.node, grant);
         }
         self.recent.push_back(envelope);
         if self.recent.len() > RECENT {
             self.recent.pop_front();
         }
+    }
+
+    /// The last grants of nodes that are revoked and have not come back.
+    pub(crate) fn revoked(&self) -> impl Iterator<Item = &NodeGrant> {
+        let is_out = |grant: &&NodeGrant| {
+            let revoked = self.view.revoked_up_to(grant.node).is_some_and(|up_to| grant.generation <= up_to);
+            revoked && self.view.member(grant.node).is_none()
+        };
+        self.granted.values().filter(is_out)
     }
 
     /// The changes after `from`; `None` where only a full map helps: another history, or too long ago, or not yet.

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use mesh_protocol::admin::NodeStatus;
 use mesh_protocol::id::{Name, Position};
+use mesh_protocol::record::NodeGrant;
 
 use super::{Directory, unix_now};
 
@@ -37,28 +38,31 @@ impl Directory {
         }
     }
 
-    /// Every node, by name.
+    /// Every node by name, those that are revoked last.
     pub(crate) fn list_nodes(&self) -> Vec<NodeStatus> {
-        let mut nodes: Vec<NodeStatus> = self
-            .view()
-            .members()
-            .map(|(node, member)| {
-                let grant = &member.grant.object;
-                NodeStatus {
-                    node: *node,
-                    name: grant.name.clone(),
-                    cluster: grant.cluster.clone(),
-                    addresses: vec![IpAddr::V4(grant.mesh_v4), IpAddr::V6(grant.mesh_v6)],
-                    pod_cidrs: grant.pod_cidrs.clone(),
-                    generation: grant.generation,
-                    expires: grant.expires,
-                    connected: self.hub.sessions().get(node).map(|session| session.peer),
-                    key_epoch: member.record.as_ref().map(|record| record.object.current.epoch),
-                    revoked: false,
-                }
-            })
-            .collect();
-        nodes.sort_by(|one, other| one.name.cmp(&other.name));
+        let members = self.view().members().map(|(node, member)| NodeStatus {
+            connected: self.hub.sessions().get(node).map(|session| session.peer),
+            key_epoch: member.record.as_ref().map(|record| record.object.current.epoch),
+            ..status(&member.grant.object, false)
+        });
+        let revoked = self.history.revoked().map(|grant| status(grant, true));
+        let mut nodes: Vec<NodeStatus> = members.chain(revoked).collect();
+        nodes.sort_by(|one, other| (one.revoked, &one.name).cmp(&(other.revoked, &other.name)));
         nodes
+    }
+}
+
+fn status(grant: &NodeGrant, revoked: bool) -> NodeStatus {
+    NodeStatus {
+        node: grant.node,
+        name: grant.name.clone(),
+        cluster: grant.cluster.clone(),
+        addresses: vec![IpAddr::V4(grant.mesh_v4), IpAddr::V6(grant.mesh_v6)],
+        pod_cidrs: grant.pod_cidrs.clone(),
+        generation: grant.generation,
+        expires: grant.expires,
+        connected: None,
+        key_epoch: None,
+        revoked,
     }
 }

@@ -11,6 +11,7 @@ use mesh_protocol::key::{KEM_PUBLIC_BYTES, KemPublic, SigningKey, TunnelSecret};
 use mesh_protocol::record::{EpochKey, KemKey, NodeGrant, NodeRecord, PostQuantum};
 
 use super::cluster::ClusterRequest;
+use super::token::TokenRequest;
 use super::*;
 use crate::init::{NewMesh, init};
 use crate::store::{Embedded, Range};
@@ -167,4 +168,43 @@ fn checkpoints_hash_the_history() {
     assert_eq!(after.position.revision, before.position.revision + 1);
     let mesh = fixture.directory.mesh();
     assert_eq!(after.state, mesh_protocol::trust::next_state(before.state, said.hash(mesh)));
+}
+
+#[test]
+fn a_token_that_no_node_could_read_is_not_made() {
+    let mut fixture = directory(0);
+    let directory = &mut fixture.directory;
+    let tag = |at: usize| format!("{at:0>63}").parse().unwrap();
+    let cidr = |at: usize| format!("10.1.{at}.0/24").parse().unwrap();
+    let request = |tags: usize| TokenRequest {
+        cluster: "east".parse().unwrap(),
+        uses: 1,
+        ttl: 60,
+        cidrs: (0..64).map(cidr).collect(),
+        tags: (0..tags).map(tag).collect(),
+    };
+    directory.settings.addresses = (0..8).map(|at| format!("{at:0>253}:7443")).collect();
+    let revision = directory.position();
+    let refused = directory.create_token(request(64)).unwrap_err();
+    assert!(refused.code == RefusalCode::BadMessage && refused.message.contains("fewer"), "{refused}");
+    assert_eq!(directory.position(), revision, "its tags are not in the policy");
+    assert!(directory.list_tokens().unwrap().is_empty());
+    // The most that is made can be read.
+    let most = (0..64).rev().find_map(|tags| directory.create_token(request(tags)).ok());
+    let (line, _) = most.unwrap();
+    assert!(line.parse::<mesh_protocol::token::JoinToken>().is_ok() && line.len() > 7_000, "{}", line.len());
+}
+
+#[test]
+fn offers_fit_frames_however_many_clusters_there_are() {
+    let mut fixture = directory(0);
+    for at in 0..70 {
+        let pod_cidrs = vec![format!("10.{}.0.0/16", at + 2).parse().unwrap()];
+        let cluster = format!("c{at}").parse().unwrap();
+        let request = ClusterRequest { cluster, pod_cidrs, node_prefix: None, node_prefix6: None };
+        fixture.directory.add_cluster(request).unwrap();
+    }
+    let offer = fixture.directory.offer();
+    assert!(offer.len() > 1 && Arc::ptr_eq(&offer, &fixture.directory.offer()), "made once, in several frames");
+    assert!(offer.iter().all(|frame| frame.len() <= mesh_protocol::frame::MAX_MESSAGE_BYTES + 4));
 }

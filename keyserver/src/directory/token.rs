@@ -5,6 +5,7 @@ use mesh_protocol::cbor;
 use mesh_protocol::control::{Refusal, RefusalCode};
 use mesh_protocol::envelope::Envelope;
 use mesh_protocol::id::{Name, TokenId};
+use mesh_protocol::key::SigningKey;
 use mesh_protocol::record::TrustPolicy;
 use mesh_protocol::token::{JoinToken, TokenLimits};
 use minicbor::{Decode, Encode};
@@ -19,6 +20,8 @@ use crate::store::{Compare, Entry, Operation, Range, Txn};
 const MAX_TOKENS: usize = 10_000;
 /// Longest life of a token, in seconds: 30 days.
 const LONGEST_LIFE: u64 = 30 * 86_400;
+/// Most characters of a join token: 8 KiB are read, the rest is for numbers that grow meanwhile.
+const LONGEST_LINE: usize = 8 * 1024 - 64;
 /// Expired tokens are remembered for so long, in seconds, so that `token list` can tell what became of them.
 const REMEMBERED: u64 = 7 * 86_400;
 
@@ -65,34 +68,48 @@ impl Directory {
         if self.tokens()?.len() >= MAX_TOKENS {
             return Err(refusal(RefusalCode::Exhausted, format!("there are {MAX_TOKENS} tokens already")));
         }
-        self.allow_tags(&request)?;
         let secret = keys::generate().map_err(|error| refusal(RefusalCode::Unavailable, error.to_string()))?;
         let created = unix_now();
         let limits = TokenLimits {
             key: secret.verify_key(),
             uses: request.uses,
             expires: created + request.ttl,
-            cluster: request.cluster,
-            cidrs: request.cidrs,
-            tags: request.tags,
+            cluster: request.cluster.clone(),
+            cidrs: request.cidrs.clone(),
+            tags: request.tags.clone(),
         };
         let envelope = Envelope::seal(self.mesh(), &limits, &[self.issuer()?]);
+        // Before anything changes: what follows makes it longer by a few bytes at most.
+        let length = self.line(&envelope, &secret).len();
+        if length > LONGEST_LINE {
+            let message = format!(
+                "the token would have {length} characters, {LONGEST_LINE} at most: give fewer or shorter tags, CIDRs, \
+                 or 'addresses' in keyserver.toml"
+            );
+            return Err(refusal(RefusalCode::BadMessage, message));
+        }
+        self.allow_tags(&request)?;
         let token = StoredToken { limits: envelope.clone(), used: 0, revoked: false, created };
         let key = layout::token(limits.id());
         let compare = vec![Compare::ModRevision(key.clone(), 0)];
         let then = vec![Operation::Put(key, cbor::to_vec(&token))];
         self.commit(&Txn { compare, then, otherwise: Vec::new() })?;
-        let line = JoinToken {
+        let line = self.line(&envelope, &secret);
+        info!(token = %limits.id().short(), cluster = %limits.cluster, uses = limits.uses, "token made");
+        Ok((line, status(&limits, &token)))
+    }
+
+    fn line(&mut self, limits: &Envelope, secret: &SigningKey) -> Zeroizing<String> {
+        let token = JoinToken {
             mesh: self.mesh(),
             policy_version: self.view().policy().version,
             policy: self.view().policy_hash(),
             keyservers: self.settings.addresses.clone(),
             checkpoint: self.checkpoint(),
-            limits: envelope,
-            secret,
+            limits: limits.clone(),
+            secret: secret.clone(),
         };
-        info!(token = %limits.id().short(), cluster = %limits.cluster, uses = limits.uses, "token made");
-        Ok((line.to_line(), status(&limits, &token)))
+        token.to_line()
     }
 
     fn check_token_request(&self, request: &TokenRequest) -> Result<(), Refusal> {

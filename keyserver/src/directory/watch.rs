@@ -190,7 +190,7 @@ impl Hub {
     }
 }
 
-fn encode(message: &ServerMessage) -> Option<Frame> {
+pub(super) fn encode<T: frame::Message>(message: &T) -> Option<Frame> {
     match frame::encode(message) {
         Ok(bytes) => Some(bytes.into()),
         Err(error) => {

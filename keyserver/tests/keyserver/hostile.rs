@@ -137,6 +137,9 @@ async fn other_protocols_are_refused() {
     for transport in [Transport::Quic, Transport::Tls] {
         assert!(connect(&key, b"h2", server.address, transport).await.is_none(), "{transport:?}");
     }
+    // TLS over TCP lets a client name none: it hears nothing.
+    let mut nameless = connect(&key, b"", server.address, Transport::Tls).await.unwrap();
+    assert!(closes(&mut nameless.reader).await, "closed without a word");
 }
 
 #[tokio::test]

@@ -52,6 +52,10 @@ async fn a_revocation_reaches_every_session_and_is_confirmed() {
     assert_eq!(offline.iter().map(|name| name.as_str()).collect::<Vec<_>>(), ["away"]);
 
     bad.until_end().await;
+    let asking = server.clone();
+    let listed = tokio::task::spawn_blocking(move || asking.nodes()).await.unwrap();
+    let listed: Vec<(&str, bool)> = listed.iter().map(|node| (node.name.as_str(), node.revoked)).collect();
+    assert_eq!(listed, [("away", false), ("n1", false), ("n2", false), ("bad", true)]);
     assert!(nodes[0].open(server.address, None, Transport::Tls).await.is_none(), "no session any more");
     let asking = server.clone();
     let voided = tokio::task::spawn_blocking(move || asking.tokens()).await.unwrap();
