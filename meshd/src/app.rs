@@ -13,7 +13,7 @@ mod follow;
 mod watchers;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use mesh_dataplane::tun::Mode as DeviceMode;
@@ -21,7 +21,7 @@ use mesh_dataplane::tun::linux::TunQueue;
 use mesh_dataplane::udp::system::{SystemConfig, SystemSocket};
 use mesh_dataplane::{Engine, EngineConfig, Events, LaneParts, PeerId, Snapshot, Table};
 use mesh_protocol::local::Lease;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
@@ -38,11 +38,16 @@ use crate::identity::Identity;
 use crate::metrics;
 use crate::pods::Pods;
 use crate::ready::{self, Guard, Ready};
-use crate::shutdown::{self, Reason, Shutdown};
+use crate::shutdown::{self, Shutdown};
 use crate::state_dir::StateDir;
 
 /// Queues of devices made again that wait for the lanes: the device is made at most every 50 ms.
 const NEW_QUEUES: usize = 4;
+
+/// Requests answered at one time: no connection waits, there are fewer of them.
+const MAX_REQUESTS: usize = 1024;
+/// How long a part that ended may have done so because of `meshd down`.
+const ENDING: Duration = Duration::from_millis(500);
 
 /// The running node, as the local API sees it.
 pub(crate) struct Node {
@@ -64,6 +69,8 @@ pub(crate) struct Node {
     pub(crate) shutdown: Shutdown,
     /// What somebody has to look at, besides what control says.
     pub(crate) alarms: Alarms,
+    /// One permit for each request that is being answered.
+    pub(crate) requests: Semaphore,
     /// When it started.
     pub(crate) started: Instant,
     /// A session came up: whoever has one is told to control at once.
@@ -124,9 +131,12 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
             debug!(?reason, "stopping");
             None
         }
-        failed = first_failure(&mut tasks) => Some(failed),
+        failed = first_failure(&mut tasks) => {
+            // `meshd down` ends the host thread first, and whoever follows it notices.
+            tokio::time::timeout(ENDING, shutdown.begun()).await.is_err().then_some(failed)
+        }
     };
-    stop(node, tasks, api, &shutdown).await;
+    stop(node, tasks, api).await;
     failed.map_or(Ok(()), Err)
 }
 
@@ -181,6 +191,7 @@ async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Started> {
         ready,
         shutdown,
         alarms,
+        requests: Semaphore::new(MAX_REQUESTS),
         started,
         session_up: Notify::new(),
         mode,
@@ -260,20 +271,13 @@ async fn first_failure(tasks: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Error
 }
 
 /// Stops accepting, lets requests end, stores what is known. Device, routes and filter stay.
-async fn stop(node: Arc<Node>, mut tasks: JoinSet<anyhow::Result<()>>, mut api: JoinSet<()>, shutdown: &Shutdown) {
+async fn stop(node: Arc<Node>, mut tasks: JoinSet<anyhow::Result<()>>, mut api: JoinSet<()>) {
     ready::announce_stopping();
-    let down = shutdown.begun_with() == Some(Reason::Down);
-    // The answer to `down` is on its way, and so may others be.
-    let grace = if down {
-        node.config.shutdown_grace.min(std::time::Duration::from_millis(200))
-    } else {
-        node.config.shutdown_grace
-    };
-    drain(&node, grace).await;
+    drain(&node).await;
     api.shutdown().await;
     tasks.shutdown().await;
     // The events thread holds the node for moments only, and the last handler is gone: at most a few looks.
-    let deadline = Instant::now() + std::time::Duration::from_secs(2);
+    let deadline = Instant::now() + Duration::from_secs(2);
     let mut node = node;
     let node = loop {
         match Arc::try_unwrap(node) {
@@ -285,7 +289,7 @@ async fn stop(node: Arc<Node>, mut tasks: JoinSet<anyhow::Result<()>>, mut api: 
             }
             Err(shared) => {
                 node = shared;
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
     };
@@ -304,7 +308,11 @@ async fn stop(node: Arc<Node>, mut tasks: JoinSet<anyhow::Result<()>>, mut api: 
     info!("stopped");
 }
 
-/// Waits until no pod is being attached, at most `grace`.
-async fn drain(node: &Node, grace: std::time::Duration) {
-    let _ = tokio::time::timeout(grace, node.pods.idle()).await;
+/// Waits until no request is being answered, as long as the configuration allows. New ones wait, and end with the socket.
+async fn drain(node: &Node) {
+    let all = node.requests.acquire_many(MAX_REQUESTS as u32);
+    if tokio::time::timeout(node.config.shutdown_grace, all).await.is_err() {
+        warn!("requests are still being answered, stopping all the same");
+    }
+    node.requests.close();
 }

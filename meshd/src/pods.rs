@@ -142,12 +142,6 @@ impl Pods {
         self.ask(|answer| Request::Collect { valid, answer }).await?
     }
 
-    /// Returns when everything asked for before is on disk and answered.
-    pub(crate) async fn idle(&self) {
-        // The answer of a request that changes nothing comes after those before it.
-        let _ = self.room().await;
-    }
-
     /// Hands out addresses of these from now on.
     pub(crate) fn set_cidrs(&self, cidrs: Vec<IpNet>) {
         self.tell(Request::Cidrs(cidrs));

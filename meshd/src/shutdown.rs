@@ -36,11 +36,6 @@ impl Shutdown {
         });
     }
 
-    /// Why, if somebody asked.
-    pub(crate) fn begun_with(&self) -> Option<Reason> {
-        *self.reason.borrow()
-    }
-
     /// Waits until somebody asked.
     ///
     /// # Cancel safety

@@ -12,12 +12,11 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::verbs;
-use crate::app::Node;
 
 /// How long a client may be silent, or take for one line.
-const SILENCE: Duration = Duration::from_secs(30);
+const SILENCE: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(30) };
 /// How long it may take to read an answer.
-const WRITING: Duration = Duration::from_secs(5);
+const WRITING: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(5) };
 
 /// Who is at the other end, by the kernel's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +50,17 @@ impl Replies {
     }
 }
 
+/// Who answers requests: the node, or a stand-in of a test.
+pub(super) trait Answers: Sync {
+    /// Does what is asked and sends all replies.
+    ///
+    /// # Errors
+    /// The client is gone.
+    fn answer(&self, request: LocalRequest, replies: &mut Replies) -> impl Future<Output = io::Result<()>> + Send;
+}
+
 /// Answers requests until the client leaves, breaks a rule or is silent for too long.
-pub(super) async fn serve(stream: UnixStream, peer: Peer, node: &Node) {
+pub(super) async fn serve(stream: UnixStream, peer: Peer, node: &impl Answers) {
     let (reader, writer) = stream.into_split();
     let mut lines = Lines { reader, buffer: LineBuffer::default() };
     let mut replies = Replies(writer);
@@ -85,7 +93,7 @@ pub(super) async fn serve(stream: UnixStream, peer: Peer, node: &Node) {
         }
         debug!(uid = peer.uid, pid = peer.pid, request = verbs::name(&request), "local request");
         // A client that leaves ends its request.
-        if verbs::answer(request, node, &mut replies).await.is_err() {
+        if node.answer(request, &mut replies).await.is_err() {
             return;
         }
     }
@@ -132,3 +140,6 @@ fn bad_request(reason: &dyn std::fmt::Display) -> LocalReply {
 fn internal(reason: &dyn std::fmt::Display) -> LocalReply {
     error(LocalErrorCode::Internal, format!("the answer cannot be sent: {reason}"))
 }
+
+#[cfg(test)]
+mod tests;

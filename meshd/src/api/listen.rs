@@ -108,7 +108,7 @@ impl Listener {
                 Ok(permit) => {
                     let node = Arc::clone(&node);
                     tasks.spawn(async move {
-                        connection::serve(stream, peer, &node).await;
+                        connection::serve(stream, peer, &*node).await;
                         drop(permit);
                     });
                 }

@@ -7,7 +7,7 @@ use mesh_protocol::local::{Attachment, Lease, LocalError, LocalErrorCode, LocalR
 use tokio::time::timeout;
 use tracing::info;
 
-use super::connection::{Replies, error};
+use super::connection::{Answers, Replies, error};
 use super::{ping, rotation, status};
 use crate::app::Node;
 use crate::shutdown::Reason;
@@ -38,17 +38,27 @@ pub(super) fn name(request: &LocalRequest) -> &'static str {
     }
 }
 
-/// Does it and sends all replies.
-///
-/// # Errors
-/// The client is gone.
-pub(super) async fn answer(request: LocalRequest, node: &Node, replies: &mut Replies) -> io::Result<()> {
-    let reply = match request {
+impl Answers for Node {
+    async fn answer(&self, request: LocalRequest, replies: &mut Replies) -> io::Result<()> {
+        // Held until the last reply is out: stopping waits for it.
+        let Ok(_busy) = self.requests.acquire().await else {
+            return replies.send(&error(LocalErrorCode::NotReady, "meshd is stopping: try again".into())).await;
+        };
+        let reply = match request {
+            LocalRequest::Ping { target, count, v6 } => return ping::run(self, &target, count, v6, replies).await,
+            LocalRequest::Rotate { force } => return rotation::run(self, force, replies).await,
+            request => answer(request, self).await,
+        };
+        replies.send(&reply).await
+    }
+}
+
+/// The one reply to a request that has no progress to tell.
+async fn answer(request: LocalRequest, node: &Node) -> LocalReply {
+    match request {
         LocalRequest::Status => LocalReply::Status(Box::new(status::status(node).await)),
         LocalRequest::Peers => LocalReply::Peers { peers: status::peers(node).await },
         LocalRequest::Routes => LocalReply::Routes { routes: status::routes(node) },
-        LocalRequest::Ping { target, count, v6 } => return ping::run(node, &target, count, v6, replies).await,
-        LocalRequest::Rotate { force } => return rotation::run(node, force, replies).await,
         LocalRequest::Attach { attachment, pod } => reply(attach(node, attachment, pod).await, LocalReply::Lease),
         LocalRequest::Detach { attachment } => reply(detach(node, attachment).await, |()| LocalReply::Done),
         LocalRequest::Check { attachment } => reply(check(node, attachment).await, LocalReply::Lease),
@@ -58,8 +68,11 @@ pub(super) async fn answer(request: LocalRequest, node: &Node, replies: &mut Rep
             reply(collected, |count| LocalReply::Released { count })
         }
         LocalRequest::Down => down(node).await,
-    };
-    replies.send(&reply).await
+        // With progress: answered by the caller.
+        LocalRequest::Ping { .. } | LocalRequest::Rotate { .. } => {
+            error(LocalErrorCode::Internal, "this request tells progress".into())
+        }
+    }
 }
 
 fn reply<T>(result: Result<T, LocalError>, done: impl FnOnce(T) -> LocalReply) -> LocalReply {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use mesh_hostnet::address::Address;
@@ -25,11 +26,29 @@ pub(crate) struct Look {
     pub(crate) links: BTreeMap<String, u32>,
 }
 
+/// The underlay as it was seen last. Finding the default routes means to read the main table, which holds a million routes
+/// on some hosts: it is read again when links or addresses changed, and from time to time.
+#[derive(Debug, Default)]
+pub(crate) struct Underlay {
+    links: Vec<Link>,
+    addresses: Vec<Address>,
+    mtu: u16,
+    read: Option<Instant>,
+}
+
+/// How long the default routes are believed to be as they were.
+const BELIEVED: Duration = Duration::from_secs(30);
+
 /// Reads everything once. `known` is the filter this program put there last.
 ///
 /// # Errors
 /// The kernel's refusal.
-pub(crate) fn look(handle: &mut Handle, desired: &HostState, known: Option<&FilterState>) -> Result<Look> {
+pub(crate) fn look(
+    handle: &mut Handle,
+    desired: &HostState,
+    known: Option<&FilterState>,
+    underlay: &mut Underlay,
+) -> Result<Look> {
     let links = handle.links()?;
     let addresses = handle.addresses()?;
     let names: BTreeMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
@@ -49,7 +68,7 @@ pub(crate) fn look(handle: &mut Handle, desired: &HostState, known: Option<&Filt
         pod_links: pod_links.clone(),
     };
     let facts = HostFacts {
-        underlay_mtu: underlay_mtu(handle, &links, &addresses, desired)?,
+        underlay_mtu: underlay.mtu(handle, &links, &addresses, desired)?,
         underlay_addresses: underlay_addresses(&links, &addresses, desired),
         pod_links: pod_links.into_iter().collect(),
         has_ipv6: has_ipv6(),
@@ -122,8 +141,27 @@ fn is_underlay(link: &Link, desired: &HostState) -> bool {
     link.up && !link.loopback && link.name != desired.device.name && !is_pod_link(link, desired)
 }
 
+impl Underlay {
+    fn mtu(&mut self, handle: &mut Handle, links: &[Link], addresses: &[Address], desired: &HostState) -> Result<u16> {
+        let underlay: Vec<Link> = links.iter().filter(|link| is_underlay(link, desired)).cloned().collect();
+        let on_it = |address: &&Address| underlay.iter().any(|link| link.index == address.link);
+        let addresses: Vec<Address> = addresses.iter().filter(on_it).cloned().collect();
+        let believed = self.read.is_some_and(|read| read.elapsed() < BELIEVED);
+        if !believed || (&self.links, &self.addresses) != (&underlay, &addresses) {
+            self.mtu = underlay_mtu(handle, &underlay, &addresses)?;
+            (self.links, self.addresses, self.read) = (underlay, addresses, Some(Instant::now()));
+        }
+        Ok(self.mtu)
+    }
+
+    /// A default route came or went.
+    pub(super) fn doubt(&mut self) {
+        self.read = None;
+    }
+}
+
 /// Smallest MTU of the links with a default route; of those with an address when none has one. 0 if there is neither.
-fn underlay_mtu(handle: &mut Handle, links: &[Link], addresses: &[Address], desired: &HostState) -> Result<u16> {
+fn underlay_mtu(handle: &mut Handle, links: &[Link], addresses: &[Address]) -> Result<u16> {
     let default_routes = handle.routes(RouteFilter { table: Some(MAIN_TABLE), protocol: None })?;
     let leads: BTreeSet<u32> = default_routes
         .iter()
@@ -133,7 +171,7 @@ fn underlay_mtu(handle: &mut Handle, links: &[Link], addresses: &[Address], desi
     let with_address: BTreeSet<u32> =
         addresses.iter().filter(|address| !is_link_local(address.net.addr())).map(|address| address.link).collect();
     let smallest = |among: &BTreeSet<u32>| {
-        let mtus = links.iter().filter(|link| is_underlay(link, desired) && among.contains(&link.index));
+        let mtus = links.iter().filter(|link| among.contains(&link.index));
         mtus.map(|link| u16::try_from(link.mtu).unwrap_or(u16::MAX)).min()
     };
     Ok(smallest(&leads).or_else(|| smallest(&with_address)).unwrap_or(0))

@@ -17,7 +17,7 @@ use mesh_hostnet::rule::{IpFamily, Rule};
 use mesh_hostnet::sysctl::{self, Key};
 use tokio::sync::mpsc;
 
-use super::look::look;
+use super::look::{Underlay, look};
 use super::thread::Host;
 use super::*;
 use crate::config::Config;
@@ -144,7 +144,7 @@ fn a_host_is_brought_in_line_repaired_and_cleared_and_nothing_else_is_touched() 
 }
 
 fn missing(handle: &mut Handle, desired: &HostState) -> Vec<String> {
-    let look = look(handle, desired, Some(&desired.filter)).unwrap();
+    let look = look(handle, desired, Some(&desired.filter), &mut Underlay::default()).unwrap();
     let mut missing: Vec<String> = diff(desired, &look.actual).iter().map(ToString::to_string).collect();
     missing.extend(look.actual.device.is_none().then(|| "device".to_owned()));
     missing
@@ -239,7 +239,7 @@ fn the_guard_closes_a_machine_that_starts_anew() {
         assert_eq!(crate::guard::run(&path).unwrap(), crate::guard::Guarded::MeshdRuns);
         drop(state);
         assert_eq!(crate::guard::run(&path).unwrap(), crate::guard::Guarded::Closed);
-        let look = look(handle, &desired, Some(&desired.filter)).unwrap();
+        let look = look(handle, &desired, Some(&desired.filter), &mut Underlay::default()).unwrap();
         assert!(closing(&desired, &look.actual).is_empty());
         assert!(look.actual.device.is_none(), "the guard opens no device");
         let udp = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();

@@ -78,6 +78,7 @@ pub(crate) struct Host {
     /// Index of the device whose queues the lanes have.
     device: Option<u32>,
     old: settings::Old,
+    underlay: look::Underlay,
     refused: Vec<String>,
 }
 
@@ -99,7 +100,16 @@ impl Host {
         let handle = Handle::open().map_err(|cause| HostError::Kernel { doing: "open netlink sockets", cause })?;
         let old = settings::load(&state)?;
         let filter = Some(desired.filter.clone());
-        Ok(Self { handle, state, desired, filter, device: None, old, refused: Vec::new() })
+        Ok(Self {
+            handle,
+            state,
+            desired,
+            filter,
+            device: None,
+            old,
+            underlay: look::Underlay::default(),
+            refused: Vec::new(),
+        })
     }
 
     /// What the host is like now.
@@ -164,7 +174,7 @@ impl Host {
     }
 
     fn look(&mut self) -> Result<look::Look, HostError> {
-        look::look(&mut self.handle, &self.desired, self.filter.as_ref())
+        look::look(&mut self.handle, &self.desired, self.filter.as_ref(), &mut self.underlay)
             .map_err(|cause| HostError::Kernel { doing: "look at the host", cause })
     }
 
@@ -241,7 +251,8 @@ struct Round {
 
 enum Command {
     Apply(Box<HostState>, oneshot::Sender<Result<(), HostError>>),
-    Changed,
+    /// Something changed; true if it was a default route.
+    Changed(bool),
     Down(oneshot::Sender<Vec<String>>),
     Stop,
 }
@@ -285,7 +296,7 @@ impl HostHandle {
     /// Looks at the host soon.
     pub(crate) fn look(&self) {
         // A full queue holds a look already.
-        let _ = self.commands.try_send(Command::Changed);
+        let _ = self.commands.try_send(Command::Changed(false));
     }
 
     /// Ends the threads; everything stays as it is.
@@ -317,14 +328,19 @@ fn announce(mut watching: Watch, commands: &SyncSender<Command>, (table, nftable
                 return;
             }
         };
-        let matters = match &event {
+        let default_route = match &event {
             Event::RouteChanged(route) | Event::RouteGone(route) => {
-                route.table == table || route.destination.prefix_len() == 0
+                let leads_out = route.destination.prefix_len() == 0;
+                if route.table != table && !leads_out {
+                    continue;
+                }
+                leads_out
             }
-            Event::Nftables(change) => change.tables.is_empty() || change.tables.contains(&nftables),
-            _ => true,
+            Event::Nftables(change) if !change.tables.is_empty() && !change.tables.contains(&nftables) => continue,
+            Event::Overflow => true,
+            _ => false,
         };
-        if matters && matches!(commands.try_send(Command::Changed), Err(TrySendError::Disconnected(_))) {
+        if matches!(commands.try_send(Command::Changed(default_route)), Err(TrySendError::Disconnected(_))) {
             return;
         }
     }
@@ -350,7 +366,10 @@ impl Thread {
                     // Nobody waits any more: it is applied all the same.
                     let _ = answer.send(result);
                 }
-                Ok(Command::Changed) => {
+                Ok(Command::Changed(default_route)) => {
+                    if default_route {
+                        self.host.underlay.doubt();
+                    }
                     due = due.min(looked + GATHER);
                     continue;
                 }
