@@ -44,7 +44,8 @@ fn expired(mesh: &mut Mesh) -> Result<()> {
     wait::until_true("the token expires", Duration::from_secs(10), || {
         let tokens = mesh.admin_json(&["token", "list"])?;
         let list = tokens.get("tokens").cloned().unwrap_or(tokens);
-        let expires = list[0]["expires"].as_u64().unwrap_or(u64::MAX);
+        let expires = list.as_array().into_iter().flatten().filter_map(|token| token["expires"].as_u64()).min();
+        let expires = expires.unwrap_or(u64::MAX);
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
         Ok(now > expires)
     })?;

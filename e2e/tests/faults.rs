@@ -151,17 +151,18 @@ fn pod_is_deleted_while_meshd_is_down_and_its_address_is_free_again() {
 fn node_restarts_with_keyserver_down_and_keeps_its_addresses() {
     scenario("boot", &PAIR, |mesh| {
         let marker = new_marker();
-        let (a, b) = pair(mesh)?;
+        let a = mesh.pod("east-1", "a")?;
         let before = mesh.node("west-1").status()?;
         mesh.kill_keyserver()?;
         mesh.node_mut("west-1").stop()?;
-        // A machine that boots has no device, rule or table left.
+        // A machine that boots has no device, rule, table or pod left.
         mesh.node("west-1").down()?;
         mesh.node_mut("west-1").start()?;
         let after = mesh.node("west-1").status()?;
         for key in ["node", "name", "addresses", "pod_cidrs"] {
             ensure!(before[key] == after[key], "{key}: {} became {}", before[key], after[key]);
         }
+        let b = mesh.pod("west-1", "a")?;
         wait::until_true("traffic is back", Duration::from_secs(10), || answered(&a, &b, marker))
     });
 }

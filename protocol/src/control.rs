@@ -307,6 +307,10 @@ pub enum ServerMessage {
         /// Also when the previous key still answers for peers that were away.
         #[n(1)]
         force: bool,
+        /// Epoch of the node's current key as the keyserver has it: a node that is beyond it has rotated already, and
+        /// answers so. The request may thus be repeated after a session broke.
+        #[n(2)]
+        after: Option<u64>,
     },
     /// Are you there?
     #[n(6)]

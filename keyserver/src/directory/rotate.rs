@@ -32,6 +32,7 @@ struct Turn {
 #[derive(Debug)]
 pub(super) struct Rotation {
     turns: BTreeMap<NodeId, Turn>,
+    force: bool,
 }
 
 /// How far a rotation is.
@@ -66,11 +67,23 @@ impl Directory {
             let Some(member) = self.view().member(node) else { continue };
             let name = member.grant.object.name.clone();
             let before = member.record.as_ref().map(|record| record.object.current.epoch);
-            let offline = !self.hub.send(node, &ServerMessage::Rotate { request, force });
+            let offline = !self.hub.send(node, &ServerMessage::Rotate { request, force, after: before });
             turns.insert(node, Turn { name, before, promoted: None, failed: None, offline });
         }
-        self.rotations.insert(request, Rotation { turns });
+        self.rotations.insert(request, Rotation { turns, force });
         Ok(RotationTicket(request))
+    }
+
+    /// A node has a new session: what it was asked in the one before may not have reached it.
+    pub(super) fn ask_again(&mut self, node: NodeId) {
+        let Self { rotations, hub, .. } = self;
+        for (request, rotation) in rotations {
+            let Some(turn) = rotation.turns.get_mut(&node) else { continue };
+            if turn.promoted.is_none() && turn.failed.is_none() {
+                let (request, force, after) = (*request, rotation.force, turn.before);
+                turn.offline = !hub.send(node, &ServerMessage::Rotate { request, force, after });
+            }
+        }
     }
 
     /// A node answered.

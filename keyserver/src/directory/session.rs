@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mesh_protocol::control::{Refusal, RefusalCode, ServerMessage};
+use mesh_protocol::cbor;
+use mesh_protocol::control::{ITEMS_BYTES_PER_FRAME, Refusal, RefusalCode, ServerMessage};
 use mesh_protocol::envelope::Envelope;
 use mesh_protocol::frame;
 use mesh_protocol::id::{MeshId, NodeId, Position};
@@ -18,8 +19,6 @@ pub(crate) type Frame = Arc<[u8]>;
 /// Frames that wait for one session: pointers, 16 KiB; the frames themselves are shared. Full: the session is closed,
 /// and resumes.
 const QUEUE: usize = 1_024;
-/// Policies in a welcome, so that it stays within a frame: the others come as items.
-const WELCOME_POLICY_BYTES: usize = 32 * 1024;
 
 /// One session of one node. A later one of the same node makes it stale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,19 +83,22 @@ impl Directory {
         info!(node = %name, %peer, "session open");
         let (queue, rest) = mpsc::channel(QUEUE);
         let key = self.hub.connect(node, name, peer, queue);
+        self.ask_again(node);
         Ok(Opening { key, first, rest })
     }
 
     fn first_frames(&mut self, node: NodeId, peer: SocketAddr, hello: &Hello) -> Result<Vec<Frame>, Refusal> {
         let checkpoint = self.checkpoint();
         let member = self.view().member(node).ok_or_else(|| refusal(RefusalCode::Revoked, "not a member"))?;
-        let welcome = ServerMessage::Welcome {
-            checkpoint: checkpoint.clone(),
-            policies: self.policies_above(hello.policy_version),
-            own_record: member.record.as_ref().map(|record| record.envelope.clone()),
-            own_grant: member.grant.envelope.clone(),
-            observed: peer,
-        };
+        let own_record = member.record.as_ref().map(|record| record.envelope.clone());
+        let own_grant = member.grant.envelope.clone();
+        // A record may be half a frame long: policies get what is left, the others come as items.
+        let taken = [Some(&own_grant), own_record.as_ref(), Some(&checkpoint)];
+        let taken: usize = taken.into_iter().flatten().map(|envelope| cbor::to_vec(envelope).len()).sum();
+        let policies = self.policies_above(hello.policy_version, ITEMS_BYTES_PER_FRAME.saturating_sub(taken));
+        let checkpoint_too = checkpoint.clone();
+        let welcome =
+            ServerMessage::Welcome { checkpoint: checkpoint_too, policies, own_record, own_grant, observed: peer };
         let welcome = frame::encode(&welcome).map_err(|error| refusal(RefusalCode::Unavailable, error.to_string()))?;
         let mut frames: Vec<Frame> = vec![welcome.into()];
         let resumed = hello.position.and_then(|from| Some((from, self.history.since(from)?)));
@@ -108,13 +110,12 @@ impl Directory {
         Ok(frames)
     }
 
-    fn policies_above(&self, version: u64) -> Vec<Envelope> {
-        let mut room = WELCOME_POLICY_BYTES;
+    fn policies_above(&self, version: u64, mut room: usize) -> Vec<Envelope> {
         let newer = self.view().policies().iter().filter(|policy| policy.object.version > version);
         let fitting = newer.map(|policy| &policy.envelope).take_while(|envelope| {
-            let length = envelope.payload().len() + 1_024;
+            let length = cbor::to_vec(*envelope).len();
             let fits = length <= room;
-            room = room.saturating_sub(length);
+            room = if fits { room - length } else { 0 };
             fits
         });
         fitting.cloned().collect()

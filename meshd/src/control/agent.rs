@@ -142,7 +142,7 @@ impl Agent {
             }
             SessionEvent::Published { .. } => {}
             SessionEvent::Checkpoint(checkpoint) => self.handle_checkpoint(&checkpoint, now),
-            SessionEvent::Rotate { request, force } => self.handle_rotate(request, force, now),
+            SessionEvent::Rotate { request, force, after } => self.handle_rotate(request, force, after, now),
             SessionEvent::Refused(refusal) => self.handle_refusal(&refusal, now),
         }
         Ok(())
@@ -211,8 +211,11 @@ impl Agent {
         self.directory.checkpoint().map(|checkpoint| checkpoint.time)
     }
 
-    fn handle_rotate(&mut self, request: u64, force: bool, now: Now) {
-        let (epoch, error) = match self.rotate(force, now) {
+    fn handle_rotate(&mut self, request: u64, force: bool, after: Option<u64>, now: Now) {
+        // Asked again after a session broke: once is enough.
+        let current = self.identity.own_keys().current.0;
+        let result = if after.is_some_and(|after| after < current) { Ok(current) } else { self.rotate(force, now) };
+        let (epoch, error) = match result {
             Ok(epoch) => (Some(epoch), None),
             Err(error) => (None, Some(error.to_string())),
         };

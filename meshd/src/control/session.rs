@@ -14,8 +14,8 @@ use mesh_protocol::id::Position;
 
 /// How long a keyserver has to answer the first message.
 const WELCOME_WITHIN: Duration = Duration::from_secs(10);
-/// How long a keyserver may be silent: it pings every 20 s, and three may be lost.
-const SILENCE: Duration = Duration::from_secs(65);
+/// How long a keyserver may be silent: it pings every 3 s. Over TLS this alone tells that its machine died.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// The session is over, by the keyserver's doing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,7 +55,7 @@ pub(super) enum SessionEvent {
     /// News that there is no news.
     Checkpoint(Envelope),
     /// Promote the spare key.
-    Rotate { request: u64, force: bool },
+    Rotate { request: u64, force: bool, after: Option<u64> },
     /// Something that was sent is refused; the session goes on.
     Refused(Refusal),
 }
@@ -99,7 +99,7 @@ impl Session {
             ServerMessage::Live { items } => SessionEvent::Live(items),
             ServerMessage::Published { seq, endpoints } => SessionEvent::Published { seq, endpoints },
             ServerMessage::Checkpoint { checkpoint } => SessionEvent::Checkpoint(checkpoint),
-            ServerMessage::Rotate { request, force } => SessionEvent::Rotate { request, force },
+            ServerMessage::Rotate { request, force, after } => SessionEvent::Rotate { request, force, after },
             ServerMessage::Error { refusal } => SessionEvent::Refused(refusal),
         }))
     }

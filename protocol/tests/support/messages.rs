@@ -64,7 +64,7 @@ pub fn server_messages() -> Vec<(&'static str, ServerMessage)> {
         ("live", ServerMessage::Live { items: vec![live] }),
         ("published", ServerMessage::Published { seq: 1, endpoints: false }),
         ("checkpoint", ServerMessage::Checkpoint { checkpoint: sealed_checkpoint() }),
-        ("rotate", ServerMessage::Rotate { request: 5, force: true }),
+        ("rotate", ServerMessage::Rotate { request: 5, force: true, after: Some(1) }),
         ("ping", ServerMessage::Ping { nonce: 77 }),
         ("error", ServerMessage::Error { refusal: refusal() }),
         ("replaced", ServerMessage::Replaced { node: node(1) }),
