@@ -169,7 +169,7 @@ impl Lane {
         match out.datagrams.room() {
             Some(room) if bytes.len() <= MAX_CONTROL_DATAGRAM => {
                 room[..bytes.len()].copy_from_slice(bytes);
-                out.datagrams.push_tight(bytes.len(), to);
+                out.datagrams.push_tight(bytes.len(), to.into());
             }
             _ => self.count_drop(DropReason::SendFailed, 1),
         }

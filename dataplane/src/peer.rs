@@ -157,7 +157,7 @@ impl Peer {
         });
         PeerSnapshot {
             id: self.id,
-            endpoint: self.path.endpoint(),
+            endpoint: self.path.endpoint().map(|ends| ends.remote),
             last_handshake: self.tunnels.iter().filter_map(Tunnel::established).max().map(|at| now.since(at)),
             traffic: self.traffic,
             refused_packets: self.refused_packets,

@@ -1,14 +1,35 @@
 //! Where datagrams come from and go to: a UDP socket of the system, or a stand-in in memory.
 
-use std::{io, net::SocketAddr, os::fd::AsFd};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+};
 
 use crate::buffer::{Batch, ROOM};
 
 pub mod memory;
 pub mod system;
 
-/// Datagrams to send, each with its destination.
-pub type Datagrams = Batch<SocketAddr>;
+/// The two ends of a datagram's way. A machine with several addresses has to answer from the one that was asked: the
+/// other end, and what translates addresses between, knows no other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    /// The other machine's address: where a datagram came from or goes to.
+    pub remote: SocketAddr,
+    /// Ours: what a datagram was sent to, or is to leave from; `None` leaves it to the system.
+    pub local: Option<IpAddr>,
+}
+
+impl From<SocketAddr> for Ends {
+    /// To or from there, by whichever address of ours.
+    fn from(remote: SocketAddr) -> Self {
+        Self { remote, local: None }
+    }
+}
+
+/// Datagrams to send, each with its way.
+pub type Datagrams = Batch<Ends>;
 
 /// A socket for datagrams. Its descriptor becomes readable when one waits; calls never block.
 pub trait Socket: AsFd + Send {
@@ -41,7 +62,7 @@ pub struct Arrivals {
 /// What one slot holds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arrival {
-    pub(crate) from: SocketAddr,
+    pub(crate) from: Ends,
     pub(crate) len: usize,
     pub(crate) truncated: bool,
 }
@@ -73,18 +94,18 @@ impl Arrivals {
     }
 
     /// Takes a datagram by copying it; false if it does not fit.
-    pub fn push(&mut self, from: SocketAddr, datagram: &[u8]) -> bool {
+    pub fn push(&mut self, from: impl Into<Ends>, datagram: &[u8]) -> bool {
         let n = self.filled.len();
         if n >= self.slots() || datagram.len() > ROOM {
             return false;
         }
         self.bytes[n * ROOM..][..datagram.len()].copy_from_slice(datagram);
-        self.filled.push(Arrival { from, len: datagram.len(), truncated: false });
+        self.filled.push(Arrival { from: from.into(), len: datagram.len(), truncated: false });
         true
     }
 
-    /// Datagram `n`: source, payload; an error for one that was longer than its slot.
-    pub fn get(&self, n: usize) -> Option<Result<(SocketAddr, &[u8]), SocketAddr>> {
+    /// Datagram `n`: its way, its payload; an error for one that was longer than its slot.
+    pub fn get(&self, n: usize) -> Option<Result<(Ends, &[u8]), Ends>> {
         let arrival = self.filled.get(n)?;
         if arrival.truncated {
             return Some(Err(arrival.from));

@@ -153,3 +153,35 @@ fn unknown_destination_is_reported_to_the_sender() {
         assert!(start.elapsed() < Duration::from_secs(1), "at once, not by a time-out");
     }
 }
+
+#[test]
+fn a_node_with_two_addresses_on_a_link_answers_from_the_one_that_was_asked() {
+    let pair = Pair::new();
+    for args in ["192.0.2.22/24 dev u0", "fd77::2/64 dev u0 nodad", "fd77::22/64 dev u0 nodad"] {
+        pair.b.ip(&format!("address add {args}"));
+    }
+    pair.a.ip("address add fd77::1/64 dev u0 nodad");
+    for (asked, other) in [("192.0.2.22:7100", "192.0.2.2:7100"), ("[fd77::2]:7100", "[fd77::22]:7100")] {
+        // Left to itself the system prefers the first IPv4 and the last IPv6 address.
+        let (asked, other) = (asked.parse().unwrap(), other.parse().unwrap());
+        let lanes = [
+            pair.a.lane(7100, &["10.1.0.1/32"], &["10.2.0.0/16"]),
+            pair.b.lane(7100, &["10.2.0.1/32"], &["10.1.0.0/16"]),
+        ];
+        let table_a = table(secret(1), &["10.1.0.0/16"], secret(2).to_public(), &["10.2.0.0/16"], Some(asked));
+        let table_b = table(secret(2), &["10.2.0.0/16"], secret(1).to_public(), &["10.1.0.0/16"], None);
+        let [lane_a, lane_b] = lanes;
+        let a = Engine::start(EngineConfig::default(), table_a, vec![lane_a]).unwrap();
+        let _b = Engine::start(EngineConfig::default(), table_b, vec![lane_b]).unwrap();
+        let endpoint = || a.snapshot().peers.values().next().and_then(|peer| peer.endpoint);
+        pair.a.ping("10.2.0.1");
+        pair.b.ping("10.1.0.1");
+        assert_eq!(endpoint(), Some(asked), "data came from there, or it would have moved");
+        pair.b.ip(&format!("address del {}/{} dev u0", asked.ip(), if asked.is_ipv4() { 24 } else { 64 }));
+        pair.b.ping("10.1.0.1");
+        assert_eq!(endpoint(), Some(other), "gone: sent from the other one at once");
+        for side in [&pair.a, &pair.b] {
+            side.ip("link del mesh0");
+        }
+    }
+}

@@ -25,6 +25,7 @@ use mesh_dataplane::{
     command::{Event, PeerSnapshot},
     drop_reason::DropReason,
     table::PeerId,
+    udp::Ends,
 };
 use mock_instant::MockClock;
 
@@ -160,7 +161,7 @@ impl Sim {
 
     /// Hands a node a datagram as if it had arrived from the network.
     pub fn inject(&mut self, to: usize, datagram: &[u8], source: std::net::SocketAddr) {
-        self.nodes[to].handle_datagram(source, datagram, self.now);
+        self.nodes[to].handle_datagram(source.into(), datagram, self.now);
         self.drain(to);
     }
 
@@ -237,7 +238,8 @@ impl Sim {
     fn run_due(&mut self) {
         while let Some(sent) = self.link.pop(self.now) {
             if let Some(to) = self.nodes.iter().position(|node| node.has_address(sent.to)) {
-                self.nodes[to].handle_datagram(sent.from, &sent.bytes, self.now);
+                let ends = Ends { remote: sent.from, local: Some(sent.to.ip()) };
+                self.nodes[to].handle_datagram(ends, &sent.bytes, self.now);
                 self.drain(to);
             }
         }
@@ -260,7 +262,10 @@ impl Sim {
     fn drain(&mut self, number: usize) {
         let address = self.nodes[number].address();
         for (to, bytes) in self.nodes[number].take_datagrams() {
-            self.link.send(Sent { from: address, to, bytes }, self.now);
+            // A source that it has no more is refused by the system; then it is sent from another.
+            let chosen = to.local.map(|local| std::net::SocketAddr::new(local, address.port()));
+            let from = chosen.filter(|from| self.nodes[number].has_address(*from)).unwrap_or(address);
+            self.link.send(Sent { from, to: to.remote, bytes }, self.now);
         }
     }
 

@@ -14,6 +14,7 @@ use mesh_dataplane::{
     key::{PresharedKey, SecretKey},
     lane::{Lane, LaneConfig, Output},
     table::{LocalKey, PeerId, PeerSpec, RemoteKey, Table, TableSpec},
+    udp::Ends,
 };
 
 /// See the module.
@@ -95,6 +96,11 @@ impl Node {
         self.addresses = vec![address];
     }
 
+    /// It is reached at this address too, but for lack of a reason does not send from it.
+    pub fn add_address(&mut self, address: SocketAddr) {
+        self.addresses.insert(0, address);
+    }
+
     /// The lane itself.
     pub fn lane(&mut self) -> &mut Lane {
         &mut self.lane
@@ -159,7 +165,7 @@ impl Node {
         self.collect();
     }
 
-    pub(crate) fn handle_datagram(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) {
+    pub(crate) fn handle_datagram(&mut self, from: Ends, datagram: &[u8], now: Instant) {
         self.lane.handle_datagram(from, datagram, now, &mut self.output);
         self.collect();
     }
@@ -178,7 +184,7 @@ impl Node {
         self.lane.poll_timeout()
     }
 
-    pub(crate) fn take_datagrams(&mut self) -> Vec<(SocketAddr, Vec<u8>)> {
+    pub(crate) fn take_datagrams(&mut self) -> Vec<(Ends, Vec<u8>)> {
         let taken = self.output.datagrams.iter().map(|(to, bytes)| (to, bytes.to_vec())).collect();
         self.output.datagrams.clear();
         taken

@@ -299,3 +299,32 @@ fn segment_sizes_are_cut_by_whichever_end_has_the_smaller_mtu() {
         }
     }
 }
+
+#[test]
+fn a_node_with_two_addresses_answers_from_the_one_that_was_asked() {
+    let second = "198.51.100.9:7100".parse().unwrap();
+    let mut sim = Sim::seeded(16).nodes(2);
+    sim.node_mut(1).add_address(second);
+    sim.node_mut(1).stale_addresses = vec![second];
+    sim.publish(0);
+    // Its preferred address reaches nobody: a network address translator in front of node 0 knows the other one only.
+    let preferred = sim.node(1).address();
+    sim.link.set_filter(move |sent| sent.from != preferred);
+    let flows = [sim.flow(0, 1, millis(100)), sim.flow(1, 0, millis(100))];
+    sim.advance(secs(1));
+    assert_eq!(sim.peer(0, 1).unwrap().endpoint, Some(second));
+    // One way only, so that all that comes back are the signs of life of a plain peer: that is reason enough to stay.
+    sim.end_flow(flows[0]);
+    sim.advance(minutes(1));
+    let sent = sim.end_flow(flows[1]);
+    sim.advance(secs(1));
+    sim.assert_all_arrived(0, sent);
+    // Now the way out from there is lost, and nothing says so.
+    sim.link.set_filter(move |sent| sent.from != second && sent.to != second);
+    let before = sim.received(0).len();
+    let flow = sim.flow(1, 0, millis(100));
+    sim.advance(secs(14));
+    sim.end_flow(flow);
+    assert!(sim.received(0).len() > before, "it sends from another");
+    assert_eq!(sim.peer(0, 1).unwrap().endpoint, Some(preferred));
+}

@@ -1,6 +1,6 @@
 //! Handshakes: begun, answered, finished, confirmed.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use tracing::debug;
 
@@ -15,6 +15,7 @@ use crate::{
         tunnel::{Due, TunnelKey},
     },
     table::PeerId,
+    udp::Ends,
 };
 
 impl Lane {
@@ -68,7 +69,8 @@ impl Lane {
                     self.schedule(peer, retry_at);
                 }
                 match target {
-                    Some(target) => out.datagrams.push_tight(len, target),
+                    // From whichever address the system thinks best: the answer tells which one works.
+                    Some(target) => out.datagrams.push_tight(len, target.into()),
                     None => self.drop(DropReason::NoEndpoint),
                 }
             }
@@ -83,11 +85,11 @@ impl Lane {
         }
     }
 
-    pub(super) fn handle_initiation(&mut self, from: SocketAddr, initiation: &[u8], now: Instant, out: &mut Output) {
+    pub(super) fn handle_initiation(&mut self, from: Ends, initiation: &[u8], now: Instant, out: &mut Output) {
         let Some(room) = out.datagrams.room() else {
             return self.drop(DropReason::SendFailed);
         };
-        let (local_epoch, remote) = match self.gate.admit(from, initiation, now, &self.random, room) {
+        let (local_epoch, remote) = match self.gate.admit(from.remote, initiation, now, &self.random, room) {
             Admission::Admitted { local_epoch, remote } => (local_epoch, remote),
             Admission::Cookie(len) => {
                 out.datagrams.push_tight(len, from);
@@ -125,7 +127,7 @@ impl Lane {
         &mut self,
         peer: &mut Peer,
         position: usize,
-        (from, initiation): (SocketAddr, &[u8]),
+        (from, initiation): (Ends, &[u8]),
         now: Instant,
         out: &mut Output,
     ) -> Result<(), DropReason> {
@@ -133,7 +135,7 @@ impl Lane {
         let room = out.datagrams.room().ok_or(DropReason::SendFailed)?;
         let len = peer.tunnels[position].answer(initiation, now, room)?;
         out.datagrams.push_tight(len, from);
-        debug!(lane = self.config.lane, peer = %peer.id, endpoint = %from, "initiation answered");
+        debug!(lane = self.config.lane, peer = %peer.id, endpoint = %from.remote, "initiation answered");
         self.schedule(peer, now + Duration::from_secs(1));
         Ok(())
     }
@@ -150,7 +152,7 @@ impl Lane {
         }
     }
 
-    pub(super) fn handle_response(&mut self, from: SocketAddr, response: &[u8], now: Instant, out: &mut Output) {
+    pub(super) fn handle_response(&mut self, from: Ends, response: &[u8], now: Instant, out: &mut Output) {
         let Some((mut peer, position)) = self.take_receiver(receiver_of(response, 8), now) else {
             return self.drop(DropReason::UnknownIndex);
         };
@@ -164,7 +166,7 @@ impl Lane {
                 // Only the peer can have answered an initiation of ours: this address is proved.
                 if let Some(before) = peer.path.prove(from) {
                     let lane = self.config.lane;
-                    self.report(Event::EndpointMoved { lane, peer: peer.id, from: before, to: from });
+                    self.report(Event::EndpointMoved { lane, peer: peer.id, from: before, to: from.remote });
                 }
                 peer.last_sent = now;
                 out.datagrams.push_tight(len, from);
@@ -213,7 +215,7 @@ impl Lane {
         let lane = self.config.lane;
         if !peer.up {
             peer.up = true;
-            self.report(Event::PeerUp { lane, peer: peer.id, endpoint: peer.path.endpoint() });
+            self.report(Event::PeerUp { lane, peer: peer.id, endpoint: peer.path.endpoint().map(|ends| ends.remote) });
         }
         for tunnel in &mut peer.tunnels {
             if tunnel.take_confirmation() {

@@ -1,6 +1,6 @@
 //! A datagram from the network: what it is, whose it is, may it come in.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use super::{Lane, MAX_CONTROL_DATAGRAM, Output};
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
     },
     peer::tunnel::{COOKIE, DATA, INITIATION, Opened, RESPONSE},
     table::{Owner, PeerId, Table},
+    udp::Ends,
 };
 
 /// What STUN messages have in their second word (RFC 8489, section 5). The first byte of a STUN answer is 1, as in a
@@ -20,8 +21,9 @@ use crate::{
 const STUN_MAGIC: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 
 impl Lane {
-    /// Takes a datagram that arrived from `from`, which may be forged.
-    pub fn handle_datagram(&mut self, from: SocketAddr, datagram: &[u8], now: Instant, out: &mut Output) {
+    /// Takes a datagram that arrived from `from`, whose remote end may be forged.
+    pub fn handle_datagram(&mut self, from: impl Into<Ends>, datagram: &[u8], now: Instant, out: &mut Output) {
+        let from = from.into();
         let &[kind, a, b, c, ..] = datagram else {
             return self.drop(DropReason::MalformedDatagram);
         };
@@ -41,18 +43,18 @@ impl Lane {
     }
 
     /// A datagram that is not WireGuard's becomes an event.
-    fn pass_to_control(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) {
+    fn pass_to_control(&mut self, from: Ends, datagram: &[u8], now: Instant) {
         if datagram.len() > MAX_CONTROL_DATAGRAM {
             return self.drop(DropReason::MalformedDatagram);
         }
         if !self.control.take(now) {
             return self.drop(DropReason::EventQueueFull);
         }
-        self.report(Event::Datagram { lane: self.config.lane, from, bytes: datagram.to_vec() });
+        self.report(Event::Datagram { lane: self.config.lane, from: from.remote, bytes: datagram.to_vec() });
     }
 
     /// Opens a data message and lets the packet in if it may come from this peer.
-    fn handle_data(&mut self, from: SocketAddr, datagram: &[u8], now: Instant, out: &mut Output) {
+    fn handle_data(&mut self, from: Ends, datagram: &[u8], now: Instant, out: &mut Output) {
         let receiver = receiver_of(datagram, 4);
         let Some(id) = self.indices.peer(receiver >> 8) else {
             return self.drop(DropReason::UnknownIndex);
@@ -91,7 +93,7 @@ impl Lane {
             }
         }
         if let Some(before) = moved {
-            self.report(Event::EndpointMoved { lane: self.config.lane, peer: id, from: before, to: from });
+            self.report(Event::EndpointMoved { lane: self.config.lane, peer: id, from: before, to: from.remote });
         }
         if news && let Some(mut peer) = self.take_peer(id, now) {
             self.session_confirmed(&mut peer, now, out);

@@ -1,16 +1,19 @@
 //! Where a peer is reached: candidates from control, and the address its authenticated traffic comes from.
 //!
 //! A completed handshake is the probe of a candidate. The endpoint moves only to the source of something that only
-//! the peer can have made just now: a response to our initiation, or data.
+//! the peer can have made just now: a response to our initiation, or data. Which of our own addresses that reached is
+//! kept with it: data leaves from there, for nothing else may get through to the peer.
 
 use std::net::SocketAddr;
+
+use crate::udp::Ends;
 
 /// See the module.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Path {
     candidates: Vec<SocketAddr>,
     /// Proved by authenticated traffic.
-    proved: Option<SocketAddr>,
+    proved: Option<Ends>,
     /// Initiations sent in this attempt.
     tried: usize,
 }
@@ -30,8 +33,15 @@ impl Path {
     }
 
     /// Where data goes.
-    pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
-        self.proved.or_else(|| self.candidates.first().copied())
+    pub(crate) fn endpoint(&self) -> Option<Ends> {
+        self.proved.or_else(|| self.candidates.first().map(|candidate| (*candidate).into()))
+    }
+
+    /// The address of ours that the peer reached may not lead to it any more: the system chooses again.
+    pub(crate) fn forget_local(&mut self) {
+        if let Some(proved) = &mut self.proved {
+            proved.local = None;
+        }
     }
 
     /// A new attempt begins with the best address again.
@@ -44,8 +54,9 @@ impl Path {
         let choices = self.choices();
         let n = self.tried % choices.max(1);
         self.tried += 1;
-        let others = self.candidates.iter().copied().filter(|candidate| Some(*candidate) != self.proved);
-        self.proved.into_iter().chain(others).nth(n)
+        let proved = self.proved.map(|ends| ends.remote);
+        let others = self.candidates.iter().copied().filter(|candidate| Some(*candidate) != proved);
+        proved.into_iter().chain(others).nth(n)
     }
 
     /// The next initiation goes where the last one went.
@@ -59,17 +70,18 @@ impl Path {
     }
 
     /// Authenticated traffic came from `from`; returns what was there before if that is another address.
-    pub(crate) fn prove(&mut self, from: SocketAddr) -> Option<Option<SocketAddr>> {
+    pub(crate) fn prove(&mut self, from: Ends) -> Option<Option<SocketAddr>> {
         if self.proved == Some(from) {
             return None;
         }
-        let before = self.endpoint();
+        let before = self.endpoint().map(|ends| ends.remote);
         self.proved = Some(from);
-        (before != Some(from)).then_some(before)
+        (before != Some(from.remote)).then_some(before)
     }
 
     fn choices(&self) -> usize {
-        let others = self.candidates.iter().filter(|candidate| Some(**candidate) != self.proved).count();
+        let proved = self.proved.map(|ends| ends.remote);
+        let others = self.candidates.iter().filter(|candidate| Some(**candidate) != proved).count();
         others + usize::from(self.proved.is_some())
     }
 }
@@ -85,8 +97,8 @@ mod tests {
     #[test]
     fn tries_the_proved_endpoint_then_each_candidate() {
         let mut path = Path::new(&[address(1), address(2)]);
-        assert_eq!(path.prove(address(1)), None, "already the endpoint");
-        assert_eq!(path.prove(address(9)), Some(Some(address(1))));
+        assert_eq!(path.prove(address(1).into()), None, "already the endpoint");
+        assert_eq!(path.prove(address(9).into()), Some(Some(address(1))));
         path.begin();
         let targets: Vec<_> = (0..4).map(|_| path.next_target()).collect();
         assert_eq!(targets, [9, 1, 2, 9].map(|port| Some(address(port))));
@@ -97,8 +109,21 @@ mod tests {
     fn new_candidates_do_not_move_a_proved_endpoint() {
         let mut path = Path::new(&[]);
         assert_eq!(path.next_target(), None);
-        path.prove(address(5));
+        path.prove(address(5).into());
         path.set_candidates(&[address(6)]);
-        assert_eq!(path.endpoint(), Some(address(5)));
+        assert_eq!(path.endpoint(), Some(address(5).into()));
+    }
+
+    #[test]
+    fn our_end_follows_without_being_a_move() {
+        let by = |local: u8| Ends { remote: address(1), local: Some([192, 0, 2, local].into()) };
+        let mut path = Path::new(&[address(1)]);
+        assert_eq!(path.prove(by(7)), None, "the endpoint is where it was");
+        assert_eq!(path.endpoint(), Some(by(7)));
+        assert_eq!(path.prove(by(8)), None);
+        assert_eq!(path.endpoint(), Some(by(8)));
+        path.forget_local();
+        assert_eq!(path.endpoint(), Some(address(1).into()));
+        assert!(path.next_target().is_some() && !path.has_untried(), "still one address to try");
     }
 }

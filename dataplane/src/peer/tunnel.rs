@@ -250,6 +250,12 @@ impl Tunnel {
         now.since(self.last_data.unwrap_or(self.created))
     }
 
+    /// For how long data has waited for any sign of the peer. A peer that hears us answers after
+    /// [`KEEPALIVE`] at the latest.
+    pub(crate) fn unanswered(&self, now: Instant) -> Duration {
+        self.unanswered.map_or(Duration::ZERO, |since| now.since(since))
+    }
+
     /// When [`handle_timeout`](Self::handle_timeout) has a handshake to go on with.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         self.attempt.map(|attempt| attempt.retry_at.min(attempt.started + ATTEMPT_TIME))
