@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_protocol::address::mesh_v6;
-use mesh_protocol::envelope::Envelope;
+use mesh_protocol::envelope::{Envelope, Kind};
 use mesh_protocol::key::{KEM_PUBLIC_BYTES, KemPublic, SigningKey, TunnelSecret};
 use mesh_protocol::record::{EpochKey, KemKey, NodeGrant, NodeRecord, PostQuantum};
 
@@ -207,4 +207,51 @@ fn offers_fit_frames_however_many_clusters_there_are() {
     let offer = fixture.directory.offer();
     assert!(offer.len() > 1 && Arc::ptr_eq(&offer, &fixture.directory.offer()), "made once, in several frames");
     assert!(offer.iter().all(|frame| frame.len() <= mesh_protocol::frame::MAX_MESSAGE_BYTES + 4));
+}
+
+/// A record with a field that this version does not know.
+struct Padded(Vec<u8>);
+
+impl<C> minicbor::Encode<C> for Padded {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        encoder: &mut minicbor::Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        encoder.writer_mut().write_all(&self.0).map_err(minicbor::encode::Error::write)
+    }
+}
+
+impl<C> minicbor::Decode<'_, C> for Padded {
+    fn decode(_: &mut minicbor::Decoder<'_>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        Err(minicbor::decode::Error::message("only written"))
+    }
+}
+
+impl mesh_protocol::envelope::Signed for Padded {
+    const KIND: Kind = Kind::NodeRecord;
+}
+
+#[test]
+fn a_welcome_fits_its_frame_whatever_the_node_said_and_missed() {
+    let mut fixture = directory(0);
+    let node = fixture.node.verify_key().node_id();
+    let mut padded = record(&fixture, 1).payload().to_vec();
+    padded[0] += 1;
+    padded.push(20);
+    padded.extend(mesh_protocol::cbor::to_vec(&minicbor::bytes::ByteVec::from(vec![7; 30_000])));
+    let padded = Envelope::seal(fixture.directory.mesh(), &Padded(padded), &[&fixture.node]);
+    fixture.directory.publish(node, &padded).unwrap();
+    for at in 0..70 {
+        let pod_cidrs = vec![format!("10.{}.0.0/16", at + 2).parse().unwrap()];
+        let cluster = format!("c{at}").parse().unwrap();
+        let request = ClusterRequest { cluster, pod_cidrs, node_prefix: None, node_prefix6: None };
+        fixture.directory.add_cluster(request).unwrap();
+    }
+    let hello = hello(&fixture.directory);
+    let opening = fixture.directory.open_session(node, peer(), &hello).unwrap();
+    let most = mesh_protocol::frame::MAX_MESSAGE_BYTES + 4;
+    assert!(opening.first.iter().all(|frame| frame.len() <= most));
+    let items: usize = opening.first.iter().map(|frame| frame.len()).sum();
+    assert!(items > 2 * most, "more policies than one frame holds");
 }
