@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use mesh_e2e::mesh::{Mesh, MeshNode, scenario};
 use mesh_e2e::wait;
 
@@ -76,7 +76,9 @@ fn revoked(mesh: &mut Mesh) -> Result<()> {
     let node = mesh.bare_node("void")?;
     let tokens = mesh.admin_json(&["token", "list"])?;
     let list = tokens.get("tokens").cloned().unwrap_or(tokens);
-    let id = list[0]["id"].as_str().unwrap_or_default().to_owned();
+    let unused = list.as_array().into_iter().flatten().filter(|token| token["used"] == 0);
+    let newest = unused.max_by_key(|token| token["expires"].as_u64()).context("no unused token")?;
+    let id = newest["id"].as_str().unwrap_or_default().to_owned();
     mesh.admin(&["token", "revoke", &id])?;
     refused(&node, &token, &[], "revoked")
 }

@@ -29,11 +29,15 @@ fn rotation_of_all_nodes_loses_no_packet_of_a_million() {
         let marker = new_marker();
         let (a, b) = (mesh.pod("east-1", "a")?, mesh.pod("west-1", "a")?);
         let total = packets();
-        let rate = 15_000;
+        let rate = 10_000;
         let stream = Stream::start(&a.netns()?, &b.netns()?, b.v4(), rate, total, 64, marker)?;
         wait::until_true("the stream arrives", Duration::from_secs(10), || Ok(stream.arrived() > 1_000))?;
         let mut epoch = 1;
-        while stream.sent() + u64::from(rate) * 15 < total {
+        while stream.sent() + u64::from(rate) * 10 < total {
+            // Ten rotations over the stream: every packet of some seconds on each pair of keys.
+            wait::until_true("its part of the stream is sent", Duration::from_secs(120), || {
+                Ok(stream.sent() >= total / 10 * epoch || stream.sent() + u64::from(rate) * 10 >= total)
+            })?;
             epoch += 1;
             mesh.admin(&["keys", "rotate", "--force", "--wait", "60s"])?;
             wait::until_true("packets use the new keys", Duration::from_secs(60), || {

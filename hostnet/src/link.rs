@@ -130,6 +130,11 @@ impl LinkChange {
         self.with(LinkAttribute::Mtu(mtu))
     }
 
+    /// Sets how many packets may wait in front of the link; of a TUN device, in each of its queues.
+    pub fn queue_length(self, packets: u32) -> Self {
+        self.with(LinkAttribute::TxQueueLen(packets))
+    }
+
     /// Puts the link into a group.
     pub fn group(self, group: u32) -> Self {
         self.with(LinkAttribute::Group(group))

@@ -105,6 +105,9 @@ pub(crate) enum RotateError {
         /// How long it will.
         left: std::time::Duration,
     },
+    /// The promotion before is not in the directory yet: peers would know neither key.
+    #[error("the keyserver has not taken the record of the rotation before: peers could not follow, try again")]
+    Unpublished,
     /// The new keys could not be stored.
     #[error("cannot store the new keys, so nothing changed: {0}")]
     Storage(String),

@@ -56,6 +56,8 @@ pub(super) struct Agent {
     /// Ask for everything with the next session.
     want_all: bool,
     published: Option<u64>,
+    /// `seq` of the newest promotion, until the keyserver has it.
+    promoted: Option<u64>,
     endpoints: Option<(Vec<SocketAddr>, Instant)>,
     next_tick: Instant,
     /// Facts may differ from those given out last.
@@ -86,6 +88,7 @@ impl Agent {
             open: false,
             want_all: false,
             published: None,
+            promoted: None,
             endpoints: None,
             next_tick: now.instant,
             facts_due: true,
@@ -138,6 +141,7 @@ impl Agent {
             SessionEvent::Live(items) => self.directory.apply_live(&items, now.instant),
             SessionEvent::Published { seq, endpoints: false } => {
                 self.published = self.published.max(Some(seq));
+                self.promoted.take_if(|promoted| *promoted <= seq);
                 self.alarms().clear(alarm::PUBLISH);
             }
             SessionEvent::Published { .. } => {}
@@ -234,7 +238,11 @@ impl Agent {
     /// # Errors
     /// [`RotateError`]; nothing has changed then.
     pub(super) fn rotate(&mut self, force: bool, now: Now) -> Result<u64, RotateError> {
+        if self.promoted.is_some() {
+            return Err(RotateError::Unpublished);
+        }
         let epoch = self.identity.promote(now.wall, force)?;
+        self.promoted = Some(self.identity.ring().seq());
         tracing::info!(epoch, "spare key promoted");
         if self.open {
             self.publish_record(now);

@@ -106,6 +106,10 @@ fn a_session_publishes_record_and_endpoints_and_answers_a_rotation() {
     assert_eq!(second[1], NodeMessage::Rotated { request: 5, epoch: Some(2), error: None });
     agent.handle_event(SessionEvent::Rotate { request: 5, force: false, after: Some(1) }, now_at(start, 2)).unwrap();
     assert_eq!(drain(&mut agent), [NodeMessage::Rotated { request: 5, epoch: Some(2), error: None }], "asked again");
+    agent.handle_event(SessionEvent::Rotate { request: 6, force: true, after: Some(2) }, now_at(start, 2)).unwrap();
+    let unpublished = drain(&mut agent);
+    assert!(matches!(&unpublished[..], [NodeMessage::Rotated { epoch: None, error: Some(_), .. }]), "{unpublished:?}");
+    agent.handle_event(SessionEvent::Published { seq: 2, endpoints: false }, now_at(start, 2)).unwrap();
     agent.handle_event(SessionEvent::Rotate { request: 6, force: false, after: Some(2) }, now_at(start, 3)).unwrap();
     let third = drain(&mut agent);
     assert!(matches!(&third[..], [NodeMessage::Rotated { request: 6, epoch: None, error: Some(_) }]), "{third:?}");
