@@ -4,7 +4,7 @@ use std::fmt;
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::peer::tunnel;
+use crate::peer::curve;
 
 /// An X25519 secret key: 32 bytes as WireGuard takes them. Prints as `[redacted]`, wiped on drop.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
@@ -18,7 +18,7 @@ impl SecretKey {
 
     /// The public key that belongs to it (one curve operation).
     pub fn to_public(&self) -> PublicKey {
-        tunnel::public_of(self)
+        curve::public_of(self)
     }
 
     /// The secret bytes.

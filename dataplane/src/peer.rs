@@ -1,5 +1,6 @@
 //! What a lane keeps of one peer it has talked to: tunnels, path, packets that wait, counters.
 
+pub(crate) mod curve;
 pub(crate) mod handshake;
 pub(crate) mod index;
 pub(crate) mod path;

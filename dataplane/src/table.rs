@@ -299,7 +299,7 @@ fn check_peer(peer: &PeerSpec) -> Result<(), TableError> {
         return Err(TableError::NoRemoteKey(peer.id));
     }
     for remote in &peer.keys {
-        if crate::peer::tunnel::is_low_order(&remote.public) {
+        if crate::peer::curve::is_low_order(&remote.public) {
             return Err(TableError::LowOrderKey { key: remote.public, peer: peer.id });
         }
     }

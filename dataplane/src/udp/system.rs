@@ -194,7 +194,7 @@ impl Socket for SystemSocket {
                 Some(remote) => (remote, true),
                 None => (SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0), false),
             };
-            let from = Ends { remote, local: local::decode(control, message.msg_hdr.msg_controllen as usize) };
+            let from = Ends { remote, local: local::decode(control, message.msg_hdr.msg_controllen as _) };
             self.refused.retain(|refused| Some(*refused) != from.local);
             let truncated = !known || message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
             arrivals.filled.push(Arrival { from, len: message.msg_len as usize, truncated });

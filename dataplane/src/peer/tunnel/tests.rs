@@ -4,7 +4,8 @@
 use super::*;
 use crate::{
     buffer::ROOM,
-    peer::handshake::Gate,
+    key::SecretKey,
+    peer::{curve::public_of, handshake::Gate},
     table::{LocalKey, Table, TableSpec},
 };
 
@@ -96,25 +97,6 @@ fn a_full_size_packet_fits_the_buffers() {
     let (mut out, mut opened) = (vec![0; ROOM], vec![0; ROOM]);
     assert_eq!(a.seal(&packet, at(0), &mut out), Sealed::Data(65_552));
     assert_eq!(b.open(&out[..65_552], at(0), &mut opened), Ok(Opened::Packet(65_520)));
-}
-
-#[test]
-fn low_order_keys_are_known() {
-    let zero = [0; 32];
-    let mut one = zero;
-    one[0] = 1;
-    let mut top = [0xff; 32];
-    for last in [0xec, 0xed, 0xee] {
-        top[0] = last;
-        assert!(is_low_order(&PublicKey::new(top)), "the top bit does not count");
-    }
-    assert!(is_low_order(&PublicKey::new(zero)) && is_low_order(&PublicKey::new(one)));
-    // What the list says agrees with the curve: such a key shares zero with everybody.
-    for key in [zero, one, top] {
-        let secret = x25519::StaticSecret::from([5; 32]);
-        assert!(!secret.diffie_hellman(&x25519::PublicKey::from(key)).was_contributory());
-    }
-    assert!(!is_low_order(&public_of(&SecretKey::new([1; 32]))));
 }
 
 #[test]
