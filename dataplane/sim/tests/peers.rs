@@ -283,8 +283,8 @@ fn segment_sizes_are_cut_by_whichever_end_has_the_smaller_mtu() {
     // The option of a SYN says what the other end may send: both directions count, on both nodes.
     for (mtus, most) in [([1_400, 1_420], 1_360u16), ([1_420, 1_300], 1_260), ([1_420, 1_420], 1_380)] {
         let mut sim = Sim::seeded(15).nodes(2);
-        for node in 0..2 {
-            sim.node_mut(node).mtu = mtus[node];
+        for (node, mtu) in mtus.into_iter().enumerate() {
+            sim.node_mut(node).mtu = mtu;
         }
         sim.publish_all();
         for (from, to) in [(0, 1), (1, 0)] {
