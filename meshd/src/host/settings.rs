@@ -29,7 +29,8 @@ pub(super) fn load(state: &StateDir) -> std::result::Result<Old, StateError> {
 /// Makes all settings hold; says what was refused. `old` gains the values that were changed.
 pub(super) fn hold(device: &str, pod_links: &[String], has_ipv6: bool, links: &[&str], old: &mut Old) -> Vec<String> {
     let mut wanted = settings(device, pod_links, has_ipv6);
-    let modern = read(&format!("ipv6/conf/{device}/force_forwarding")).is_ok();
+    // Asked of the template of all links: the device itself may be gone at this moment.
+    let modern = read("ipv6/conf/default/force_forwarding").is_ok();
     if has_ipv6 && !modern {
         let learning = |link: &&&str| read(&format!("ipv6/conf/{link}/accept_ra")).is_ok_and(|value| value == "1");
         let learning: Vec<String> = links.iter().filter(learning).map(|link| (*link).to_owned()).collect();

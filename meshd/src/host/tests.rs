@@ -70,6 +70,7 @@ struct World {
     foreign_filter: bool,
     our_filter: bool,
     valid_mark: String,
+    forwards_all_ipv6: String,
 }
 
 fn world(handle: &mut Handle) -> World {
@@ -86,6 +87,7 @@ fn world(handle: &mut Handle) -> World {
         foreign_filter: handle.has_table(&foreign_table()).unwrap(),
         our_filter: handle.table_state(Family::Inet, "mesh").unwrap().is_some(),
         valid_mark: sysctl::read(&Key::ipv4_link("all", "src_valid_mark").unwrap()).unwrap(),
+        forwards_all_ipv6: sysctl::read(&Key::ipv6_forwarding()).unwrap(),
     }
 }
 
@@ -218,6 +220,9 @@ fn break_and_watch(
         let took = eventually(what, || in_line(handle, desired));
         assert!(took < Duration::from_secs(2), "{what}: repaired after {took:?}");
     }
+    let modern = sysctl::read(&Key::ipv6_link("default", "force_forwarding").unwrap()).is_ok();
+    let forwards_all = sysctl::read(&Key::ipv6_forwarding()).unwrap() == "1";
+    assert_eq!(forwards_all, !modern, "other links are made to forward only where the kernel knows no other way");
     let again = made.try_recv().unwrap();
     assert_eq!(again.len(), queues.len(), "the lanes get the new device's queues");
     let setting = Key::ipv4_link("mesh0", "forwarding").unwrap();
