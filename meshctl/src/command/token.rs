@@ -50,7 +50,7 @@ secret is not shown.
 
 Examples:
   meshctl token inspect < token
-  meshctl token inspect /root/token --json
+  meshctl token inspect token.txt --json
 
 JSON: {\"id\", \"mesh_id\", \"policy_version\", \"keyservers\", \"cluster\", \"uses\", \"expires\", \"expired\", \"cidrs\", \"tags\"}";
 
