@@ -6,6 +6,7 @@ use crate::buffer::Batch;
 
 pub mod linux;
 pub mod memory;
+pub mod steering;
 
 pub use linux::{Device, Mode, TunQueue};
 

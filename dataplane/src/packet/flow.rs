@@ -2,11 +2,15 @@
 //!
 //! Each end of the flow (address, port) is mixed under the key by itself and the two results are added, so that
 //! direction does not matter and structured addresses do not collide. Only multiplications, shifts and additions of 64
-//! bits, so that a small steering program in the kernel can compute the same.
+//! bits, so that a small program in the kernel computes the same: see [`tun::steering`](crate::tun::steering), which
+//! has to change with this.
 
 use std::net::IpAddr;
 
-use super::header::Header;
+use super::header::{Fragment, Header};
+
+/// Multipliers of the finalizer of SplitMix64.
+pub(crate) const MULTIPLIERS: [u64; 2] = [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
 
 /// Hashes flows under a key of 16 bytes.
 #[derive(Debug, Clone, Copy)]
@@ -23,16 +27,27 @@ impl FlowHash {
     }
 
     /// Hash of the flow this packet belongs to: addresses and protocol, and the ports of TCP and UDP. Fragments hash
-    /// without ports, all of them and so the first too.
+    /// by addresses alone, all of them and so the first too: what the others carry they do not always say.
     pub fn hash(&self, header: &Header, packet: &[u8]) -> u32 {
         let (source, destination) = header.ports(packet).unwrap_or_default();
+        let protocol = if header.fragment == Fragment::Whole { header.protocol } else { 0 };
         let ends = self.end(header.source, source).wrapping_add(self.end(header.destination, destination));
-        (mix(ends ^ u64::from(header.protocol) ^ self.second) >> 32) as u32
+        (mix(ends ^ u64::from(protocol) ^ self.second) >> 32) as u32
     }
 
     /// The lane, of `lanes`, that this packet's flow belongs to.
     pub fn lane(&self, header: &Header, packet: &[u8], lanes: usize) -> usize {
         self.hash(header, packet) as usize % lanes.max(1)
+    }
+
+    /// The lane, of `lanes`, that a packet from the kernel belongs to; lane 0 for what is no whole packet.
+    pub fn lane_of(&self, packet: &[u8], lanes: usize) -> usize {
+        Header::parse(packet).map_or(0, |header| self.lane(&header, packet, lanes))
+    }
+
+    /// Both halves of the key.
+    pub(crate) fn keys(&self) -> [u64; 2] {
+        [self.first, self.second]
     }
 
     fn end(&self, address: IpAddr, port: u16) -> u64 {
@@ -47,8 +62,8 @@ impl FlowHash {
 
 /// The finalizer of SplitMix64: every input bit moves every output bit.
 fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x = (x ^ (x >> 30)).wrapping_mul(MULTIPLIERS[0]);
+    x = (x ^ (x >> 27)).wrapping_mul(MULTIPLIERS[1]);
     x ^ (x >> 31)
 }
 
@@ -58,7 +73,7 @@ mod tests {
     use crate::packet::header::{Fragment, TCP};
 
     fn header(source: IpAddr, destination: IpAddr, fragment: Fragment) -> Header {
-        Header { source, destination, len: 40, protocol: TCP, payload: 0, fragment, dont_fragment: true }
+        Header { source, destination, len: 4, protocol: TCP, payload: 0, fragment, dont_fragment: true }
     }
 
     #[test]
@@ -77,10 +92,11 @@ mod tests {
     }
 
     #[test]
-    fn fragments_ignore_ports() {
+    fn fragments_ignore_ports_and_what_they_say_to_carry() {
         let flow = FlowHash::new([9; 16]);
         let (x, y) = (IpAddr::from([10, 1, 0, 1]), IpAddr::from([10, 2, 0, 1]));
         let first = flow.hash(&header(x, y, Fragment::First), &[1, 2, 3, 4]);
-        assert_eq!(first, flow.hash(&header(x, y, Fragment::Later), &[5, 6, 7, 8]));
+        let later = Header { protocol: 60, ..header(x, y, Fragment::Later) };
+        assert_eq!(first, flow.hash(&later, &[5, 6, 7, 8]));
     }
 }

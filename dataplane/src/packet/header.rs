@@ -12,7 +12,7 @@ pub const ICMP: u8 = 1;
 pub const ICMPV6: u8 = 58;
 
 /// Extension headers looked at before giving up: more have no honest use.
-const MAX_EXTENSIONS: usize = 6;
+pub(crate) const MAX_EXTENSIONS: usize = 6;
 
 /// What the headers of one whole packet say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Header {
         if !matches!(self.protocol, TCP | UDP) || self.fragment != Fragment::Whole {
             return None;
         }
-        let &[a, b, c, d] = packet.get(self.payload..self.payload + 4)? else { return None };
+        let &[a, b, c, d] = packet.get(..self.len)?.get(self.payload..self.payload + 4)? else { return None };
         Some((u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
     }
 }
