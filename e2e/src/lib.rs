@@ -6,11 +6,13 @@
 //! mesh pod            a whole mesh by the commands a user types; pods by the CNI binary
 //! traffic capture     counted packets, verified bytes; what is on the underlay while they pass
 //! wait report         polling with a deadline; the demo's lines and what a failure prints
+//! bench               the data plane against its rivals and the bare link
 //! ```
 //!
 //! Needs root. Namespaces and directories carry this process's id in their names, so that labs run side by side; a
 //! guardian process removes them when this one dies, however it dies.
 
+pub mod bench;
 pub mod capture;
 pub mod daemon;
 pub mod lab;
