@@ -9,6 +9,9 @@ pub const MAX_PACKET: usize = 65_535;
 /// Room asked for each packet: the largest, WireGuard's header, tag and padding, and a virtio header.
 pub const ROOM: usize = MAX_PACKET + 1 + 64;
 
+/// Bytes left free behind a packet at least, for padding.
+const SPARE: usize = 15;
+
 /// A bounded run of packets, each with something that goes with it: an address, a header, nothing.
 #[derive(Debug)]
 pub struct Batch<T> {
@@ -38,6 +41,11 @@ impl<T: Copy> Batch<T> {
         }
     }
 
+    /// Without any room, to stand in for a moment.
+    pub(crate) fn none() -> Self {
+        Self { bytes: Box::default(), used: 0, items: Vec::new(), most_items: 0 }
+    }
+
     /// Room for one more packet, at least [`ROOM`] bytes, or `None` if the batch is full. The bytes in it are arbitrary.
     pub fn room(&mut self) -> Option<&mut [u8]> {
         if self.is_full() {
@@ -56,8 +64,7 @@ impl<T: Copy> Batch<T> {
         self.items.len() >= self.most_items || self.left() < ROOM
     }
 
-    /// Takes the first `len` bytes of [`room`](Self::room) as a packet. The bytes behind it, up to the next multiple of
-    /// 16, stay free for padding.
+    /// Takes the first `len` bytes of [`room`](Self::room) as a packet. 15 bytes behind it at least stay free for padding.
     ///
     /// # Panics
     ///
@@ -75,7 +82,7 @@ impl<T: Copy> Batch<T> {
         let start = self.used + offset;
         assert!(start + len <= self.bytes.len(), "packet reaches beyond its batch");
         self.items.push(Item { start, len, with });
-        self.used = (start + len).next_multiple_of(16).min(self.bytes.len());
+        self.used = (start + len + SPARE).next_multiple_of(16).min(self.bytes.len());
     }
 
     /// Like [`push`](Self::push), but the next packet begins right behind this one, as trains need it.
@@ -106,11 +113,49 @@ impl<T: Copy> Batch<T> {
         Some((item.with, &self.bytes[item.start..item.start + item.len]))
     }
 
-    /// Packet number `n`, its length, and the free bytes behind it up to the next multiple of 16.
+    /// Packet number `n` with 15 free bytes behind it (fewer at the end of the batch), and its length.
     pub fn get_padded_mut(&mut self, n: usize) -> Option<(T, &mut [u8], usize)> {
         let item = self.items.get(n)?;
-        let end = (item.start + item.len.next_multiple_of(16)).min(self.bytes.len());
+        let end = (item.start + item.len + SPARE).min(self.bytes.len());
         Some((item.with, &mut self.bytes[item.start..end], item.len))
+    }
+
+    /// Packet number `n`, to be changed in place.
+    pub fn get_mut(&mut self, n: usize) -> Option<&mut [u8]> {
+        let item = self.items.get(n)?;
+        Some(&mut self.bytes[item.start..item.start + item.len])
+    }
+
+    /// How many packets from number `first` on, at most `most` and of together at most `bytes` bytes, make a train: they
+    /// lie one right behind another, what goes with them is the same, all are as long as the first but for the last,
+    /// which may be shorter. At least one if there is such a packet.
+    pub fn train(&self, first: usize, most: usize, bytes: usize) -> usize
+    where
+        T: PartialEq,
+    {
+        let Some(head) = self.items.get(first) else { return 0 };
+        let (mut count, mut end) = (1, head.start + head.len);
+        for item in self.items[first + 1..].iter().take(most.saturating_sub(1)) {
+            let fits = item.start == end && item.len <= head.len && item.start + item.len - head.start <= bytes;
+            if !fits || item.with != head.with {
+                break;
+            }
+            (count, end) = (count + 1, item.start + item.len);
+            if item.len < head.len {
+                break;
+            }
+        }
+        count
+    }
+
+    /// The bytes of `count` packets from number `first` on, which lie one right behind another.
+    ///
+    /// # Panics
+    ///
+    /// If there are not that many.
+    pub fn span(&self, first: usize, count: usize) -> &[u8] {
+        let last = &self.items[first + count - 1];
+        &self.bytes[self.items[first].start..last.start + last.len]
     }
 
     /// All packets in order.
@@ -145,6 +190,35 @@ mod tests {
         for (with, bytes) in batch.iter() {
             assert!(bytes.iter().all(|byte| *byte == with));
         }
+    }
+
+    #[test]
+    fn trains_end_where_anything_differs() {
+        let mut batch = Batch::new(10_000, 32);
+        for (len, with) in [(100, 1), (100, 1), (100, 1), (60, 1), (100, 1), (100, 2), (100, 2), (101, 2)] {
+            batch.room().unwrap()[..len].fill(with);
+            batch.push_tight(len, with);
+        }
+        batch.push(100, 2);
+        batch.push(101, 2);
+        let trains = |most, bytes| {
+            let (mut at, mut all) = (0, Vec::new());
+            while at < batch.len() {
+                let count = batch.train(at, most, bytes);
+                assert!(count > 0 && batch.span(at, count).len() <= bytes.max(101));
+                all.push(count);
+                at += count;
+            }
+            all
+        };
+        assert_eq!(
+            trains(64, 10_000),
+            [4, 1, 2, 2, 1],
+            "a shorter one ends a train, a longer one begins one, a gap parts"
+        );
+        assert_eq!(trains(2, 10_000), [2, 2, 1, 2, 2, 1]);
+        assert_eq!(trains(64, 300), [3, 1, 1, 2, 2, 1]);
+        assert_eq!(batch.train(10, 64, 300), 0);
     }
 
     #[test]

@@ -40,7 +40,7 @@ drop_reasons! {
     HandshakeTimeout = "handshake_timeout",
     /// Outbound: the kernel refused the datagram.
     SendFailed = "send_failed",
-    /// Outbound: an offloaded packet, which this device was told not to make.
+    /// Outbound: a super-packet of a kind that the device was not told to make, or with headers that are none of it.
     UnexpectedOffload = "unexpected_offload",
     /// Inbound: neither a WireGuard message nor a datagram for control.
     MalformedDatagram = "malformed_datagram",
@@ -80,6 +80,8 @@ drop_reasons! {
     MartianSource = "martian_source",
     /// Inbound: authenticated, but the destination is not ours.
     ForeignDestination = "foreign_destination",
+    /// Inbound: authenticated, but routers marked congestion on a flow that does not know of it (RFC 6040, section 4.2).
+    CongestionUnmarkable = "congestion_unmarkable",
     /// Inbound: the TUN queue did not take the packet, or there is none.
     QueueRefused = "queue_refused",
 }

@@ -37,6 +37,9 @@ use wheel::Wheel;
 const MAX_EVENTS: usize = 256;
 /// Bytes of packets that wait for handshakes with all peers together; the newest are dropped beyond.
 const MAX_WAITING_BYTES: usize = 8 << 20;
+/// What an output holds: several super-packets' worth, and still within the processor's caches.
+const ROOM_BYTES: usize = 384 << 10;
+const ROOM_ITEMS: usize = 320;
 /// Longest datagram passed to or taken from control.
 const MAX_CONTROL_DATAGRAM: usize = 1_500;
 
@@ -72,16 +75,16 @@ impl Default for Output {
 }
 
 impl Output {
-    /// Room for 160 datagrams, 128 packets, or 384 KiB of either.
+    /// Room for 320 datagrams, 320 packets, or 384 KiB of either.
     pub fn new() -> Self {
-        Self { datagrams: Datagrams::new(384 << 10, 160), packets: Packets::new(384 << 10, 128) }
+        Self { datagrams: Datagrams::new(ROOM_BYTES, ROOM_ITEMS), packets: Packets::new(ROOM_BYTES, ROOM_ITEMS) }
     }
 
     /// True if a call might find no room for what it makes, and drop it.
     pub fn is_nearly_full(&self) -> bool {
         // One call may put out the fragments of the largest packet, 53, or a few messages beside the one it is about.
-        let is_short = self.datagrams.len() >= 96 || self.datagrams.left() < 3 * ROOM;
-        is_short || self.packets.len() >= 96 || self.packets.is_full()
+        let is_short = self.datagrams.len() >= ROOM_ITEMS - 64 || self.datagrams.left() < 3 * ROOM;
+        is_short || self.packets.len() >= ROOM_ITEMS - 64 || self.packets.is_full()
     }
 
     /// Forgets all that is in it.

@@ -1,8 +1,14 @@
-//! Inner packets: what their headers say, and the few that the data plane changes or makes itself.
+//! Inner packets: what their headers say, and the few that the data plane changes, cuts, joins or makes itself.
 
 pub mod checksum;
+pub mod coalesce;
+pub mod ecn;
 pub mod flow;
 pub mod fragment;
 pub mod header;
 pub mod icmp;
+#[cfg(test)]
+pub(crate) mod model;
 pub mod mss;
+pub mod offload;
+pub mod segment;

@@ -2,32 +2,45 @@
 
 use std::{io, os::fd::AsFd};
 
-use crate::buffer::Batch;
+use crate::{
+    buffer::Batch,
+    packet::offload::{Offload, Offloads},
+};
 
 pub mod linux;
 pub mod memory;
+mod vnet;
 pub mod steering;
 
 pub use linux::{Device, Mode, TunQueue};
 
-/// Inner packets: whole, each one IPv4 or IPv6.
+/// Inner packets to be written: whole, each one IPv4 or IPv6.
 pub type Packets = Batch<()>;
+
+/// What was read: packets, and super-packets that stand for many.
+pub type Supers = Batch<Offload>;
 
 /// One queue of inner packets. Its descriptor becomes readable when a packet waits; calls never block.
 pub trait Queue: AsFd + Send {
-    /// Appends waiting packets to `packets` until it is full, `most` were read or none waits; says how many came.
+    /// Appends what waits to `supers` until it is full, `most` were read or none waits; says how many came.
     ///
     /// # Errors
     ///
     /// Only if nothing was read. [`is_lost`] tells a queue that is gone from a passing failure.
-    fn read(&mut self, packets: &mut Packets, most: usize) -> io::Result<usize>;
+    fn read(&mut self, supers: &mut Supers, most: usize) -> io::Result<usize>;
 
-    /// Writes all packets; says how many the other side took. Those refused are gone.
+    /// Writes all packets, those of a flow together if it can; says how many the other side took. Those refused are gone.
+    /// Their headers may change.
     ///
     /// # Errors
     ///
     /// If the queue is gone.
-    fn write(&mut self, packets: &Packets) -> io::Result<usize>;
+    fn write(&mut self, packets: &mut Packets) -> io::Result<usize>;
+
+    /// Which super-packets it gives and takes.
+    fn offloads(&self) -> Offloads {
+        Offloads::NONE
+    }
 }
 
 /// True if the error means that the queue will never work again: its device was deleted.

@@ -28,12 +28,35 @@ impl From<SocketAddr> for Ends {
     }
 }
 
-/// Datagrams to send, each with its way.
-pub type Datagrams = Batch<Ends>;
+/// The outer header of a datagram, as far as it matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outer {
+    /// Its way.
+    pub ends: Ends,
+    /// Traffic class byte: six bits of DSCP, two of ECN.
+    pub class: u8,
+}
+
+impl From<Ends> for Outer {
+    /// That way, best effort.
+    fn from(ends: Ends) -> Self {
+        Self { ends, class: 0 }
+    }
+}
+
+impl From<SocketAddr> for Outer {
+    /// To or from there, by whichever address of ours, best effort.
+    fn from(remote: SocketAddr) -> Self {
+        Ends::from(remote).into()
+    }
+}
+
+/// Datagrams to send, each with its outer header.
+pub type Datagrams = Batch<Outer>;
 
 /// A socket for datagrams. Its descriptor becomes readable when one waits; calls never block.
 pub trait Socket: AsFd + Send {
-    /// Replaces what is in `arrivals` by waiting datagrams; says how many came.
+    /// Replaces what is in `arrivals` by waiting datagrams; says how many slots they fill.
     ///
     /// # Errors
     ///
@@ -52,25 +75,32 @@ pub trait Socket: AsFd + Send {
     fn local_addr(&self) -> io::Result<SocketAddr>;
 }
 
-/// Datagrams that arrived: a fixed number of slots, each with room for the largest.
+/// What arrived: a fixed number of slots, each with room for the largest datagram or a train of smaller ones.
 #[derive(Debug)]
 pub struct Arrivals {
     bytes: Box<[u8]>,
     pub(crate) filled: Vec<Arrival>,
 }
 
-/// What one slot holds.
+/// What one slot holds: datagrams of one length one behind another, the last of which may be shorter.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arrival {
-    pub(crate) from: Ends,
+    pub(crate) from: Outer,
     pub(crate) len: usize,
+    /// Length of each datagram.
+    pub(crate) stride: usize,
     pub(crate) truncated: bool,
 }
 
 impl Arrivals {
-    /// Room for `slots` datagrams of up to 64 KiB. Pages that no datagram reaches cost nothing.
+    /// Room for `slots` datagrams or trains of up to 64 KiB. Pages that no datagram reaches cost nothing.
     pub fn new(slots: usize) -> Self {
         Self { bytes: vec![0; slots.max(1) * ROOM].into_boxed_slice(), filled: Vec::with_capacity(slots.max(1)) }
+    }
+
+    /// Without any slot, to stand in for a moment.
+    pub(crate) fn none() -> Self {
+        Self { bytes: Box::default(), filled: Vec::new() }
     }
 
     /// How many fit.
@@ -78,7 +108,7 @@ impl Arrivals {
         self.bytes.len() / ROOM
     }
 
-    /// How many are there.
+    /// How many slots are filled.
     pub fn len(&self) -> usize {
         self.filled.len()
     }
@@ -94,23 +124,28 @@ impl Arrivals {
     }
 
     /// Takes a datagram by copying it; false if it does not fit.
-    pub fn push(&mut self, from: impl Into<Ends>, datagram: &[u8]) -> bool {
+    pub fn push(&mut self, from: impl Into<Outer>, datagram: &[u8]) -> bool {
         let n = self.filled.len();
         if n >= self.slots() || datagram.len() > ROOM {
             return false;
         }
         self.bytes[n * ROOM..][..datagram.len()].copy_from_slice(datagram);
-        self.filled.push(Arrival { from: from.into(), len: datagram.len(), truncated: false });
+        let len = datagram.len();
+        self.filled.push(Arrival { from: from.into(), len, stride: len, truncated: false });
         true
     }
 
-    /// Datagram `n`: its way, its payload; an error for one that was longer than its slot.
-    pub fn get(&self, n: usize) -> Option<Result<(Ends, &[u8]), Ends>> {
+    /// Slot `n`: the outer header and the datagrams in it. Those that were cut off, because they were longer than the
+    /// slot, come as an error.
+    pub fn get(&self, n: usize) -> Option<Result<(Outer, impl Iterator<Item = &[u8]>), Outer>> {
         let arrival = self.filled.get(n)?;
         if arrival.truncated {
             return Some(Err(arrival.from));
         }
-        Some(Ok((arrival.from, &self.bytes[n * ROOM..][..arrival.len])))
+        let bytes = &self.bytes[n * ROOM..][..arrival.len];
+        // A datagram without payload is one datagram.
+        let empty = bytes.is_empty().then_some(bytes);
+        Some(Ok((arrival.from, empty.into_iter().chain(bytes.chunks(arrival.stride.max(1))))))
     }
 
     /// The slots as separate buffers, for the system to fill.

@@ -185,7 +185,7 @@ impl Node {
     }
 
     pub(crate) fn take_datagrams(&mut self) -> Vec<(Ends, Vec<u8>)> {
-        let taken = self.output.datagrams.iter().map(|(to, bytes)| (to, bytes.to_vec())).collect();
+        let taken = self.output.datagrams.iter().map(|(to, bytes)| (to.ends, bytes.to_vec())).collect();
         self.output.datagrams.clear();
         taken
     }

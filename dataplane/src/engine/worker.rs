@@ -3,6 +3,7 @@
 //! Each round has a budget of one batch in each direction, so that timers and commands get their turn under flood.
 
 use std::{
+    mem,
     sync::{
         Arc,
         mpsc::{SyncSender, TrySendError},
@@ -25,12 +26,15 @@ use crate::{
     command::Event,
     drop_reason::DropReason,
     lane::{Lane, Output},
-    tun::{self, Packets, Queue},
+    packet::{offload::Offload, segment::Segments},
+    tun::{self, Queue, Supers},
     udp::{Arrivals, Socket},
 };
 
-/// Datagrams and packets a round takes in.
+/// Packets and super-packets a round takes from the queue.
 const BUDGET: usize = 64;
+/// Datagrams and trains a round takes from the socket.
+const SLOTS: usize = 16;
 /// Letters a round answers: each may begin a handshake, which costs a third of a millisecond.
 const LETTERS: usize = 16;
 /// Failures of a queue in a row after which it counts as lost although the error does not say so.
@@ -43,7 +47,7 @@ pub(super) struct Worker {
     mailbox: Arc<Mailbox>,
     events: SyncSender<Event>,
     arrivals: Arrivals,
-    packets: Packets,
+    supers: Supers,
     output: Output,
     failures: u32,
 }
@@ -64,8 +68,8 @@ impl Worker {
             socket: parts.socket,
             mailbox,
             events,
-            arrivals: Arrivals::new(BUDGET),
-            packets: Packets::new(192 << 10, BUDGET),
+            arrivals: Arrivals::new(SLOTS),
+            supers: Supers::new(192 << 10, BUDGET),
             output: Output::new(),
             failures: 0,
         }
@@ -151,24 +155,29 @@ impl Worker {
             debug!(%error, "receive failed");
             return;
         }
-        for n in 0..self.arrivals.len() {
-            match self.arrivals.get(n) {
-                Some(Ok((from, datagram))) => {
-                    self.lane.handle_datagram(from, datagram, now, &mut self.output);
+        // Taken out, so that what is made of it can be sent in between.
+        let arrivals = mem::replace(&mut self.arrivals, Arrivals::none());
+        for n in 0..arrivals.len() {
+            match arrivals.get(n) {
+                Some(Ok((outer, datagrams))) => {
+                    for datagram in datagrams {
+                        self.lane.handle_datagram(outer, datagram, now, &mut self.output);
+                        if self.output.is_nearly_full() {
+                            self.drain();
+                        }
+                    }
                 }
                 Some(Err(_)) => self.lane.count_drop(DropReason::Truncated, 1),
                 None => break,
             }
-            if self.output.is_nearly_full() {
-                self.drain();
-            }
         }
+        self.arrivals = arrivals;
     }
 
     fn read(&mut self, now: Instant) {
         let Some(queue) = &mut self.queue else { return };
-        self.packets.clear();
-        match queue.read(&mut self.packets, BUDGET) {
+        self.supers.clear();
+        match queue.read(&mut self.supers, BUDGET) {
             Ok(_) => self.failures = 0,
             Err(error) => {
                 self.failures += 1;
@@ -178,10 +187,29 @@ impl Worker {
                 return;
             }
         }
-        for n in 0..self.packets.len() {
-            let Some((_, bytes, len)) = self.packets.get_padded_mut(n) else { break };
-            self.lane.handle_packet(bytes, len, now, &mut self.output);
+        let mut supers = mem::replace(&mut self.supers, Supers::none());
+        for n in 0..supers.len() {
+            let Some((offload, buffer, len)) = supers.get_padded_mut(n) else { break };
+            match offload {
+                Offload::None => self.lane.handle_packet(buffer, len, now, &mut self.output),
+                Offload::Cut(cut) => match Segments::new(buffer, len, cut) {
+                    Some(mut segments) => self.handle_segments(&mut segments, now),
+                    None => self.lane.count_drop(DropReason::UnexpectedOffload, 1),
+                },
+                Offload::Unknown => self.lane.count_drop(DropReason::UnexpectedOffload, 1),
+            }
             if self.output.is_nearly_full() {
+                self.drain();
+            }
+        }
+        self.supers = supers;
+    }
+
+    /// Passes a super-packet to the lane, in as many steps as the output needs.
+    fn handle_segments(&mut self, segments: &mut Segments<'_>, now: Instant) {
+        while !segments.is_done() {
+            self.lane.handle_segments(segments, now, &mut self.output);
+            if !segments.is_done() {
                 self.drain();
             }
         }
@@ -205,7 +233,7 @@ impl Worker {
     }
 
     fn write(&mut self) {
-        let packets = &self.output.packets;
+        let packets = &mut self.output.packets;
         let written = match &mut self.queue {
             Some(queue) => queue.write(packets),
             None => Ok(0),

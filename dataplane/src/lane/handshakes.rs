@@ -77,7 +77,7 @@ impl Lane {
             Due::Keepalive(len) => match peer.path.endpoint() {
                 Some(endpoint) => {
                     peer.last_sent = now;
-                    out.datagrams.push_tight(len, endpoint);
+                    out.datagrams.push_tight(len, endpoint.into());
                 }
                 None => self.drop(DropReason::NoEndpoint),
             },
@@ -92,7 +92,7 @@ impl Lane {
         let (local_epoch, remote) = match self.gate.admit(from.remote, initiation, now, &self.random, room) {
             Admission::Admitted { local_epoch, remote } => (local_epoch, remote),
             Admission::Cookie(len) => {
-                out.datagrams.push_tight(len, from);
+                out.datagrams.push_tight(len, from.into());
                 self.stats.handshakes += 1;
                 self.stats.cookies_sent += 1;
                 return self.drop(DropReason::CookieDemanded);
@@ -134,7 +134,7 @@ impl Lane {
         self.prepare(peer, position, true, now, out);
         let room = out.datagrams.room().ok_or(DropReason::SendFailed)?;
         let len = peer.tunnels[position].answer(initiation, now, room)?;
-        out.datagrams.push_tight(len, from);
+        out.datagrams.push_tight(len, from.into());
         debug!(lane = self.config.lane, peer = %peer.id, endpoint = %from.remote, "initiation answered");
         self.schedule(peer, now + Duration::from_secs(1));
         Ok(())
@@ -169,7 +169,7 @@ impl Lane {
                     self.report(Event::EndpointMoved { lane, peer: peer.id, from: before, to: from.remote });
                 }
                 peer.last_sent = now;
-                out.datagrams.push_tight(len, from);
+                out.datagrams.push_tight(len, from.into());
                 self.session_confirmed(&mut peer, now, out);
             }
             Err(reason) => self.drop(reason),

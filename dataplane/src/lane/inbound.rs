@@ -8,12 +8,13 @@ use crate::{
     command::Event,
     drop_reason::DropReason,
     packet::{
+        ecn,
         header::{Header, TCP, is_martian_source},
         mss,
     },
     peer::tunnel::{COOKIE, DATA, INITIATION, Opened, RESPONSE},
     table::{Owner, PeerId, Table},
-    udp::Ends,
+    udp::{Ends, Outer},
 };
 
 /// What STUN messages have in their second word (RFC 8489, section 5). The first byte of a STUN answer is 1, as in a
@@ -21,9 +22,10 @@ use crate::{
 const STUN_MAGIC: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 
 impl Lane {
-    /// Takes a datagram that arrived from `from`, whose remote end may be forged.
-    pub fn handle_datagram(&mut self, from: impl Into<Ends>, datagram: &[u8], now: Instant, out: &mut Output) {
-        let from = from.into();
+    /// Takes a datagram that arrived under the header `outer`, whose remote end may be forged.
+    pub fn handle_datagram(&mut self, outer: impl Into<Outer>, datagram: &[u8], now: Instant, out: &mut Output) {
+        let outer = outer.into();
+        let from = outer.ends;
         let &[kind, a, b, c, ..] = datagram else {
             return self.drop(DropReason::MalformedDatagram);
         };
@@ -34,7 +36,7 @@ impl Lane {
             return self.drop(DropReason::MalformedDatagram);
         }
         match (kind, datagram.len()) {
-            (kind, len) if kind == DATA.0 && len >= DATA.1 => self.handle_data(from, datagram, now, out),
+            (kind, len) if kind == DATA.0 && len >= DATA.1 => self.handle_data(outer, datagram, now, out),
             INITIATION => self.handle_initiation(from, datagram, now, out),
             RESPONSE => self.handle_response(from, datagram, now, out),
             COOKIE => self.handle_cookie(datagram, now, out),
@@ -54,8 +56,8 @@ impl Lane {
     }
 
     /// Opens a data message and lets the packet in if it may come from this peer.
-    fn handle_data(&mut self, from: Ends, datagram: &[u8], now: Instant, out: &mut Output) {
-        let receiver = receiver_of(datagram, 4);
+    fn handle_data(&mut self, outer: Outer, datagram: &[u8], now: Instant, out: &mut Output) {
+        let (from, receiver) = (outer.ends, receiver_of(datagram, 4));
         let Some(id) = self.indices.peer(receiver >> 8) else {
             return self.drop(DropReason::UnknownIndex);
         };
@@ -76,7 +78,7 @@ impl Lane {
         let news = !had_session || !peer.up || tunnel.is_newly_confirmed();
         let moved = peer.path.prove(from);
         let passed = match opened {
-            Opened::Packet(len) => check(&self.table, id, &mut room[..len]).map(|()| Some(len)),
+            Opened::Packet(len) => check(&self.table, id, &mut room[..len], outer.class).map(|()| Some(len)),
             Opened::Keepalive => Ok(None),
             Opened::Malformed => Err(DropReason::MalformedInner),
         };
@@ -110,8 +112,9 @@ pub(super) fn receiver_of(datagram: &[u8], at: usize) -> u32 {
     }
 }
 
-/// Decides whether an authentic packet of a peer may come in; cuts TCP's segment size to our MTU.
-fn check(table: &Table, peer: PeerId, packet: &mut [u8]) -> Result<(), DropReason> {
+/// Decides whether an authentic packet of a peer may come in; carries congestion marks of the way into it and cuts TCP's
+/// segment size to our MTU.
+fn check(table: &Table, peer: PeerId, packet: &mut [u8], class: u8) -> Result<(), DropReason> {
     let header = Header::parse(packet).ok_or(DropReason::MalformedInner)?;
     if is_martian_source(header.source) {
         return Err(DropReason::MartianSource);
@@ -123,6 +126,9 @@ fn check(table: &Table, peer: PeerId, packet: &mut [u8]) -> Result<(), DropReaso
     }
     if !is_ours(table, header.destination) {
         return Err(DropReason::ForeignDestination);
+    }
+    if !ecn::decapsulate(packet, class) {
+        return Err(DropReason::CongestionUnmarkable);
     }
     if header.protocol == TCP {
         mss::clamp(packet, &header, table.inner_mtu());

@@ -5,13 +5,16 @@ use crate::{
     clock::Instant,
     drop_reason::DropReason,
     packet::{
+        ecn,
         fragment::Fragments,
         header::{Header, TCP, is_unroutable_destination},
         icmp::{self, Problem},
         mss,
+        segment::Segments,
     },
     peer::{Peer, tunnel::Sealed},
     table::{Owner, PeerId},
+    udp::Outer,
 };
 
 impl Lane {
@@ -21,7 +24,7 @@ impl Lane {
         let Some((packet, header)) = parse(buffer, len) else {
             return self.drop(DropReason::MalformedPacket);
         };
-        let peer = match self.route(packet, &header, now, out) {
+        let peer = match self.route(packet, &header, header.len, now, out) {
             Ok(peer) => peer,
             Err(reason) => return self.drop(reason),
         };
@@ -34,6 +37,36 @@ impl Lane {
         }
         let padded = pad(buffer, header.len, mtu);
         self.send(peer, &header, padded, now, out);
+    }
+
+    /// Takes packets of a super-packet as long as `out` has room; call again with the same until it
+    /// [is done](Segments::is_done).
+    pub fn handle_segments(&mut self, segments: &mut Segments<'_>, now: Instant, out: &mut Output) {
+        let mtu = self.table.inner_mtu();
+        if !segments.limit(mtu) {
+            // Each datagram for itself: cut to fragments, or answered.
+            while !out.is_nearly_full()
+                && let Some((buffer, len)) = segments.next()
+            {
+                self.handle_packet(buffer, len, now, out);
+            }
+            return;
+        }
+        let header = *segments.header();
+        let id = match self.route(segments.start(), &header, segments.longest(), now, out) {
+            Ok(peer) => peer,
+            Err(reason) => {
+                while segments.next().is_some() {
+                    self.drop(reason);
+                }
+                return;
+            }
+        };
+        while !out.is_nearly_full()
+            && let Some((buffer, len)) = segments.next()
+        {
+            self.send(id, &Header { len, ..header }, pad(buffer, len, mtu), now, out);
+        }
     }
 
     /// Cuts a packet that is larger than the tunnel carries and sends the pieces, up to 53 at the least MTU.
@@ -53,8 +86,16 @@ impl Lane {
         self.piece = piece;
     }
 
-    /// Finds the peer that a packet is for, or why it is for nobody; tells the sender if that helps.
-    fn route(&mut self, packet: &[u8], header: &Header, now: Instant, out: &mut Output) -> Result<PeerId, DropReason> {
+    /// Finds the peer that a packet is for, or why it is for nobody; tells the sender if that helps. `longest` is what the
+    /// tunnel has to carry at once.
+    fn route(
+        &mut self,
+        packet: &[u8],
+        header: &Header,
+        longest: usize,
+        now: Instant,
+        out: &mut Output,
+    ) -> Result<PeerId, DropReason> {
         if is_unroutable_destination(header.destination) {
             return Err(DropReason::UnroutableDestination);
         }
@@ -69,7 +110,7 @@ impl Lane {
             return Err(DropReason::NoRoute);
         };
         let mtu = self.table.inner_mtu();
-        if header.len > usize::from(mtu) && header.dont_fragment {
+        if longest > usize::from(mtu) && header.dont_fragment {
             self.answer_sender(Problem::TooBig(mtu), packet, header, now, out);
             return Err(DropReason::PacketTooBig);
         }
@@ -117,7 +158,7 @@ impl Lane {
             && let Some(endpoint) = peer.path.endpoint()
             && let Some(len) = peer.tunnels[sending].next_kept(room)
         {
-            out.datagrams.push_tight(len, endpoint);
+            out.datagrams.push_tight(len, endpoint.into());
         }
         while peer.is_waiting() {
             if out.is_nearly_full() {
@@ -175,7 +216,11 @@ fn seal(
     let endpoint = peer.path.endpoint().ok_or(DropReason::NoEndpoint)?;
     let room = out.datagrams.room().ok_or(DropReason::SendFailed)?;
     match peer.tunnels[sending].seal(padded, now, room) {
-        Sealed::Data(len) | Sealed::Initiation(len) => out.datagrams.push_tight(len, endpoint),
+        Sealed::Data(len) => {
+            let class = ecn::traffic_class(padded) & ecn::MASK;
+            out.datagrams.push_tight(len, Outer { ends: endpoint, class });
+        }
+        Sealed::Initiation(len) => out.datagrams.push_tight(len, endpoint.into()),
         Sealed::Kept => {}
     }
     peer.last_sent = now;

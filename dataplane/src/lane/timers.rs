@@ -139,7 +139,7 @@ impl Lane {
         match (sending, peer.path.endpoint(), out.datagrams.room()) {
             (Some(sending), Some(endpoint), Some(room)) => {
                 if let Sealed::Data(len) = peer.tunnels[sending].seal(&[], now, room) {
-                    out.datagrams.push_tight(len, endpoint);
+                    out.datagrams.push_tight(len, endpoint.into());
                 }
             }
             (None, Some(_), Some(_)) if !peer.is_attempting() => self.begin_handshake(peer, now, out),

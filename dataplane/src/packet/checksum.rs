@@ -1,21 +1,35 @@
 //! The Internet checksum (RFC 1071) and its incremental change (RFC 1624).
 
-/// Adds 16-bit words, not yet folded. An odd last byte counts as the high half of a word.
+/// Adds 16-bit words, folded to 16 bits. An odd last byte counts as the high half of a word.
+///
+/// The sum does not depend on the order of bytes within words (RFC 1071, section 2B): it is taken over larger words as
+/// the processor has them, and swapped in the end.
 pub fn sum(bytes: &[u8]) -> u64 {
-    let mut words = bytes.chunks_exact(2);
-    let mut total: u64 = words.by_ref().map(|w| u64::from(u16::from_be_bytes([w[0], w[1]]))).sum();
-    if let [last] = words.remainder() {
-        total += u64::from(*last) << 8;
+    let mut wide = bytes.chunks_exact(8);
+    let mut total: u64 = wide
+        .by_ref()
+        .map(|w| u64::from_ne_bytes([w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]]))
+        .map(|word| (word & 0xffff_ffff) + (word >> 32))
+        .sum();
+    let mut narrow = wide.remainder().chunks_exact(2);
+    total += narrow.by_ref().map(|w| u64::from(u16::from_ne_bytes([w[0], w[1]]))).sum::<u64>();
+    if let [last] = narrow.remainder() {
+        total += u64::from(u16::from_ne_bytes([*last, 0]));
     }
-    total
+    u64::from(u16::from_be(fold(total)))
 }
 
-/// Folds a sum to 16 bits and inverts it: what goes into a checksum field.
-pub fn finish(mut total: u64) -> u16 {
+/// Folds a sum to 16 bits.
+pub fn fold(mut total: u64) -> u16 {
     while total > 0xffff {
         total = (total & 0xffff) + (total >> 16);
     }
-    !(total as u16)
+    total as u16
+}
+
+/// Folds a sum to 16 bits and inverts it: what goes into a checksum field.
+pub fn finish(total: u64) -> u16 {
+    !fold(total)
 }
 
 /// The checksum after a word under it changed from `old` to `new` (RFC 1624, equation 3).
@@ -35,6 +49,11 @@ pub fn complete(packet: &mut [u8], start: usize, offset: usize) -> bool {
     let checksum = if checksum == 0 { 0xffff } else { checksum };
     field.copy_from_slice(&checksum.to_be_bytes());
     true
+}
+
+/// Sum of an IPv4 pseudo-header (RFC 9293, section 3.1).
+pub fn pseudo_v4(source: &[u8; 4], destination: &[u8; 4], len: usize, protocol: u8) -> u64 {
+    sum(source) + sum(destination) + len as u64 + u64::from(protocol)
 }
 
 /// Sum of an IPv6 pseudo-header (RFC 8200, section 8.1).
@@ -59,6 +78,14 @@ mod tests {
         let adjusted = adjust(0xb861, 0x0073, 0x1234);
         changed[10..12].copy_from_slice(&adjusted.to_be_bytes());
         assert_eq!(finish(sum(&changed)), 0);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn wide_words_give_the_same_sum(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            let slow: u64 = bytes.chunks(2).map(|w| u64::from(w[0]) << 8 | u64::from(*w.get(1).unwrap_or(&0))).sum();
+            proptest::prop_assert_eq!(finish(sum(&bytes)), finish(slow));
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! TUN devices of Linux through a few ioctls.
 //!
-//! The fast device has several queues and a virtio header in front of each packet, as offloads need it (they are off
-//! here: the header is read and written, and says nothing). Where the kernel refuses it, the plain device of the
+//! The fast device has several queues and a virtio header in front of each packet: one read brings a super-packet of up to
+//! 64 KiB that stands for many, one write takes one. Where the kernel refuses it, the plain device of the
 //! `tun-tap` crate takes its place: one queue, no header. Both are persistent: the device, its addresses and its routes
 //! outlive the process, and the next one attaches to it again.
 #![allow(unsafe_code, reason = "ioctls; each block is one call")]
@@ -10,6 +10,7 @@ use std::{
     ffi::CStr,
     fs::{File, OpenOptions},
     io::{self, IoSlice, Read, Write},
+    mem,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     os::unix::fs::OpenOptionsExt,
 };
@@ -17,13 +18,15 @@ use std::{
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tracing::{info, warn};
 
-use super::{Packets, Queue};
-use crate::packet::checksum;
+use super::{
+    Packets, Queue, Supers,
+    vnet::{self, HEADER},
+};
+use crate::packet::{
+    coalesce::{Coalescer, MAX_PACKETS, Run},
+    offload::{Offload, Offloads, Transport},
+};
 
-/// Length of the virtio header: flags, type, three lengths, two offsets; no buffer count.
-const HEADER: usize = 10;
-/// Flag in the virtio header: the checksum is left to whoever takes the packet.
-const NEEDS_CSUM: u8 = 1;
 /// Queues one device may have; the kernel's own bound is 256, lanes are at most 8.
 const MAX_QUEUES: usize = 64;
 
@@ -35,6 +38,9 @@ const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+/// Checksums; TCP over IPv4 and IPv6, also with congestion marks; UDP over both, which kernels have since 6.2.
+const OFFLOAD_TCP: libc::c_ulong = 0x01 | 0x02 | 0x04 | 0x08;
+const OFFLOAD_UDP: libc::c_ulong = 0x20 | 0x40;
 
 /// Which kind of device it became.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +103,8 @@ impl Device {
 #[derive(Debug)]
 pub struct TunQueue {
     file: Handle,
+    offloads: Offloads,
+    coalescer: Coalescer,
 }
 
 #[derive(Debug)]
@@ -118,66 +126,113 @@ impl AsFd for TunQueue {
 }
 
 impl Queue for TunQueue {
-    fn read(&mut self, packets: &mut Packets, most: usize) -> io::Result<usize> {
-        let before = packets.len();
+    fn read(&mut self, supers: &mut Supers, most: usize) -> io::Result<usize> {
+        let before = supers.len();
         // Reads that bring nothing of use count too: the budget holds whatever the kernel hands over.
         for _ in 0..most {
-            let Some(room) = packets.room() else { break };
+            let Some(room) = supers.room() else { break };
             match self.read_one(room) {
-                Ok(Some((offset, len))) => packets.push_at(offset, len, ()),
+                Ok(Some((offset, len, offload))) => supers.push_at(offset, len, offload),
                 Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if packets.len() == before => return Err(error),
+                Err(error) if supers.len() == before => return Err(error),
                 Err(_) => break,
             }
         }
-        Ok(packets.len() - before)
+        Ok(supers.len() - before)
     }
 
-    fn write(&mut self, packets: &Packets) -> io::Result<usize> {
+    fn write(&mut self, packets: &mut Packets) -> io::Result<usize> {
         let mut taken = 0;
-        for (_, packet) in packets.iter() {
-            match self.write_one(packet) {
+        let mut coalescer = mem::take(&mut self.coalescer);
+        coalescer.plan(packets, self.offloads);
+        for run in coalescer.runs() {
+            let written = match self.write_run(packets, &coalescer, run) {
+                // Some kernels refuse what they said they take: never again, and this one packet by packet.
+                Err(error) if run.count > 1 && error.raw_os_error() == Some(libc::EINVAL) => {
+                    self.turn_off(run, &error);
+                    coalescer.part(packets, run);
+                    self.write_parted(packets, &coalescer, run)
+                }
+                written => written.map(|()| run.count),
+            };
+            match written {
+                Ok(count) => taken += count,
+                Err(error) if super::is_lost(&error) => return Err(error),
+                // The device is down or its queue full: these packets are gone, as on any link.
+                Err(_) => {}
+            }
+        }
+        self.coalescer = coalescer;
+        Ok(taken)
+    }
+
+    fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+}
+
+impl TunQueue {
+    fn new(file: Handle, offloads: Offloads) -> Self {
+        Self { file, offloads, coalescer: Coalescer::default() }
+    }
+
+    /// Reads once: where in `room` the packet begins, how long it is, what is left to do; `None` for what is no use.
+    fn read_one(&mut self, room: &mut [u8]) -> io::Result<Option<(usize, usize, Offload)>> {
+        match &mut self.file {
+            Handle::Plain(plain) => Ok(Some((0, plain.recv(room)?, Offload::None))),
+            Handle::Fast(file) => {
+                let len = file.read(room)?;
+                let Some((header, packet)) = room[..len].split_first_chunk_mut::<HEADER>() else {
+                    return Ok(None);
+                };
+                let offload = vnet::decode(header, packet);
+                Ok(Some((HEADER, len - HEADER, offload)))
+            }
+        }
+    }
+
+    /// Writes the packets of a run at once.
+    fn write_run(&mut self, packets: &Packets, coalescer: &Coalescer, run: &Run) -> io::Result<()> {
+        let Some((_, first)) = packets.get(run.first) else { return Ok(()) };
+        let file = match &mut self.file {
+            Handle::Plain(plain) => return plain.send(first).map(drop),
+            Handle::Fast(file) => file,
+        };
+        let header = vnet::encode(run);
+        if run.count == 1 {
+            return file.write_vectored(&[IoSlice::new(&header), IoSlice::new(first)]).map(drop);
+        }
+        let mut parts = [IoSlice::new(&[]); MAX_PACKETS + 1];
+        (parts[0], parts[1]) = (IoSlice::new(&header), IoSlice::new(first));
+        for (part, n) in parts[2..].iter_mut().zip(coalescer.followers(run)) {
+            let payload = packets.get(n).and_then(|(_, packet)| packet.get(run.headers.1..));
+            *part = IoSlice::new(payload.unwrap_or_default());
+        }
+        file.write_vectored(&parts[..=run.count]).map(drop)
+    }
+
+    /// Writes the packets of a run one by one; how many were taken.
+    fn write_parted(&mut self, packets: &Packets, coalescer: &Coalescer, run: &Run) -> io::Result<usize> {
+        let mut taken = 0;
+        for n in [run.first].into_iter().chain(coalescer.followers(run)) {
+            match self.write_run(packets, coalescer, &Run::single(n)) {
                 Ok(()) => taken += 1,
                 Err(error) if super::is_lost(&error) => return Err(error),
-                // The device is down or its queue full: this packet is gone, as on any link.
                 Err(_) => {}
             }
         }
         Ok(taken)
     }
-}
 
-impl TunQueue {
-    /// Reads one packet: where in `room` it begins and how long it is, or `None` for one that is no use.
-    fn read_one(&mut self, room: &mut [u8]) -> io::Result<Option<(usize, usize)>> {
-        match &mut self.file {
-            Handle::Plain(plain) => Ok(Some((0, plain.recv(room)?))),
-            Handle::Fast(file) => {
-                let len = file.read(room)?;
-                let Some((header, packet)) = room[..len].split_at_mut_checked(HEADER) else {
-                    return Ok(None);
-                };
-                // Offloads are off, so the kernel has done this; a header that asks for it is honoured.
-                if header[0] & NEEDS_CSUM != 0 {
-                    let field = |at: usize| usize::from(u16::from_ne_bytes([header[at], header[at + 1]]));
-                    if !checksum::complete(packet, field(6), field(8)) {
-                        return Ok(None);
-                    }
-                }
-                Ok(Some((HEADER, packet.len())))
-            }
-        }
-    }
-
-    fn write_one(&mut self, packet: &[u8]) -> io::Result<()> {
-        match &mut self.file {
-            Handle::Plain(plain) => plain.send(packet).map(drop),
-            Handle::Fast(file) => {
-                let parts = [IoSlice::new(&[0; HEADER]), IoSlice::new(packet)];
-                file.write_vectored(&parts).map(drop)
-            }
+    /// Joins no more packets of this kind.
+    fn turn_off(&mut self, run: &Run, error: &io::Error) {
+        let Some(cut) = run.cut else { return };
+        warn!(%error, transport = ?cut.transport, "super-packet refused, writing packets one by one");
+        match cut.transport {
+            Transport::Tcp => self.offloads.tcp = false,
+            Transport::Udp => self.offloads.udp = false,
         }
     }
 }
@@ -198,6 +253,7 @@ fn is_refusal(error: &io::Error) -> bool {
 fn open_fast(name: &str, queues: usize) -> io::Result<Device> {
     let mut opened = Vec::with_capacity(queues);
     let mut full_name = String::new();
+    let mut offloads = Offloads::NONE;
     for _ in 0..queues {
         let file = OpenOptions::new()
             .read(true)
@@ -208,11 +264,11 @@ fn open_fast(name: &str, queues: usize) -> io::Result<Device> {
         full_name = attach(file.as_raw_fd(), name, flags)?;
         // A persistent device keeps what an earlier process set.
         set_int(file.as_raw_fd(), TUNSETVNETHDRSZ, HEADER as i32)?;
-        set_value(file.as_raw_fd(), TUNSETOFFLOAD, 0)?;
+        offloads = set_offloads(file.as_raw_fd())?;
         set_value(file.as_raw_fd(), TUNSETPERSIST, 1)?;
-        opened.push(TunQueue { file: Handle::Fast(file) });
+        opened.push(TunQueue::new(Handle::Fast(file), offloads));
     }
-    info!(link = %full_name, queues, "TUN device open, virtio header on, offloads off");
+    info!(link = %full_name, queues, tcp = offloads.tcp, udp = offloads.udp, "TUN device open");
     Ok(Device { name: full_name, mode: Mode::Fast, queues: opened })
 }
 
@@ -224,13 +280,27 @@ fn open_plain(name: &str) -> io::Result<Device> {
     set_value(plain.as_raw_fd(), TUNSETPERSIST, 1)?;
     info!(link = plain.name(), queues = 1, "TUN device open, plain");
     let name = plain.name().to_owned();
-    Ok(Device { name, mode: Mode::Plain, queues: vec![TunQueue { file: Handle::Plain(plain) }] })
+    Ok(Device { name, mode: Mode::Plain, queues: vec![TunQueue::new(Handle::Plain(plain), Offloads::NONE)] })
+}
+
+/// Switches on what the kernel knows; says which that is.
+fn set_offloads(fd: RawFd) -> io::Result<Offloads> {
+    let choices = [(OFFLOAD_TCP | OFFLOAD_UDP, Offloads::ALL), (OFFLOAD_TCP, Offloads { tcp: true, udp: false })];
+    for (flags, offloads) in choices {
+        match set_value(fd, TUNSETOFFLOAD, flags) {
+            Ok(()) => return Ok(offloads),
+            Err(error) if is_refusal(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    set_value(fd, TUNSETOFFLOAD, 0)?;
+    Ok(Offloads::NONE)
 }
 
 /// TUNSETIFF: makes the descriptor a queue of the device; returns its name.
 fn attach(fd: RawFd, name: &str, flags: i32) -> io::Result<String> {
     // SAFETY: all zeros are a valid ifreq.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }

@@ -9,7 +9,8 @@ use std::{
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{Packets, Queue};
+use super::{Packets, Queue, Supers};
+use crate::packet::offload::Offload;
 
 /// Packets a direction holds before it refuses more: the queue length of a TUN device.
 const CAPACITY: usize = 500;
@@ -115,10 +116,10 @@ impl AsFd for MemoryQueue {
 }
 
 impl Queue for MemoryQueue {
-    fn read(&mut self, packets: &mut Packets, most: usize) -> io::Result<usize> {
+    fn read(&mut self, supers: &mut Supers, most: usize) -> io::Result<usize> {
         let mut count = 0;
         while count < most
-            && let Some(room) = packets.room()
+            && let Some(room) = supers.room()
         {
             let Some(packet) = self.incoming.pop().or_else(|error| match count {
                 0 => Err(error),
@@ -128,13 +129,13 @@ impl Queue for MemoryQueue {
                 break;
             };
             room[..packet.len()].copy_from_slice(&packet);
-            packets.push(packet.len(), ());
+            supers.push(packet.len(), Offload::None);
             count += 1;
         }
         Ok(count)
     }
 
-    fn write(&mut self, packets: &Packets) -> io::Result<usize> {
+    fn write(&mut self, packets: &mut Packets) -> io::Result<usize> {
         let mut taken = 0;
         for (_, packet) in packets.iter() {
             taken += usize::from(self.outgoing.push(packet)?);

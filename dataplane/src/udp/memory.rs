@@ -105,7 +105,7 @@ impl Socket for MemorySocket {
     }
 
     fn send(&mut self, datagrams: &Datagrams) -> usize {
-        datagrams.iter().filter(|(to, bytes)| self.send_to(to.remote, bytes)).count()
+        datagrams.iter().filter(|(to, bytes)| self.send_to(to.ends.remote, bytes)).count()
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

@@ -114,11 +114,11 @@ impl AsFd for Failing {
 }
 
 impl Queue for Failing {
-    fn read(&mut self, _packets: &mut Packets, _most: usize) -> io::Result<usize> {
+    fn read(&mut self, _supers: &mut Supers, _most: usize) -> io::Result<usize> {
         Err(io::Error::from_raw_os_error(self.error))
     }
 
-    fn write(&mut self, _packets: &Packets) -> io::Result<usize> {
+    fn write(&mut self, _packets: &mut tun::Packets) -> io::Result<usize> {
         Ok(0)
     }
 }

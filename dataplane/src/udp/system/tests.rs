@@ -1,0 +1,195 @@
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
+
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::udp::{Ends, Outer};
+
+fn loopback(address: &str) -> SystemSocket {
+    let address = Some(address.parse().unwrap());
+    SystemSocket::bind(&SystemConfig { address, ..Default::default() }).unwrap()
+}
+
+fn receive(socket: &mut SystemSocket, want: usize) -> Vec<(Ends, Vec<u8>)> {
+    let mut arrivals = Arrivals::new(64);
+    let mut all = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while all.len() < want && Instant::now() < deadline {
+        socket.receive(&mut arrivals).unwrap();
+        for n in 0..arrivals.len() {
+            let (from, datagrams) = arrivals.get(n).unwrap().unwrap();
+            all.extend(datagrams.map(|bytes| (from.ends, bytes.to_vec())));
+        }
+    }
+    all
+}
+
+#[test]
+fn batches_pass_whole_and_in_order() {
+    let (mut a, mut b) = (loopback("127.0.0.1"), loopback("127.0.0.1"));
+    let to = b.local_addr().unwrap();
+    let mut datagrams = Datagrams::new(300_000, 256);
+    for n in 0..200u8 {
+        let len = usize::from(n) + 1;
+        datagrams.room().unwrap()[..len].fill(n);
+        datagrams.push_tight(len, to.into());
+    }
+    datagrams.room().unwrap()[..65_000].fill(9);
+    datagrams.push_tight(65_000, to.into());
+    assert_eq!(a.send(&datagrams), 201);
+    let got = receive(&mut b, 201);
+    assert_eq!(got.len(), 201);
+    for ((from, bytes), (_, sent)) in got.iter().zip(datagrams.iter()) {
+        assert_eq!(*from, a.local_addr().unwrap().into(), "bound to one address, there is nothing to choose");
+        assert_eq!(bytes, sent);
+    }
+}
+
+#[test]
+fn one_socket_serves_both_families() {
+    let mut both = SystemSocket::bind(&SystemConfig::default()).unwrap();
+    let port = both.local_addr().unwrap().port();
+    let mut v4 = loopback("127.0.0.1");
+    let mut datagrams = Datagrams::new(1_000, 4);
+    datagrams.room().unwrap()[0] = 5;
+    datagrams.push(1, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port).into());
+    assert_eq!(v4.send(&datagrams), 1);
+    let got = receive(&mut both, 1);
+    let ends = Ends { remote: v4.local_addr().unwrap(), local: Some(Ipv4Addr::LOCALHOST.into()) };
+    assert_eq!(got[0].0, ends, "not as mapped addresses");
+    datagrams.clear();
+    datagrams.push(1, got[0].0.into());
+    assert_eq!(both.send(&datagrams), 1, "and back");
+    assert_eq!(receive(&mut v4, 1).len(), 1);
+}
+
+#[test]
+fn unreachable_destinations_do_not_stop_the_others() {
+    let (mut a, mut b) = (loopback("127.0.0.1"), loopback("127.0.0.1"));
+    let mut datagrams = Datagrams::new(1_000, 4);
+    for to in ["[fd00::1]:9".parse().unwrap(), b.local_addr().unwrap()] {
+        datagrams.room().unwrap()[0] = 1;
+        datagrams.push(1, SocketAddr::into(to));
+    }
+    assert_eq!(a.send(&datagrams), 1);
+    assert_eq!(receive(&mut b, 1).len(), 1);
+}
+
+#[test]
+fn answers_leave_from_the_address_that_was_reached() {
+    // All of 127.0.0.0/8 is ours; left to itself, the system answers from 127.0.0.1.
+    let mut server = SystemSocket::bind(&SystemConfig::default()).unwrap();
+    let port = server.local_addr().unwrap().port();
+    let mut client = loopback("127.0.0.1");
+    for host in [2, 3, 1] {
+        let asked = SocketAddr::from(([127, 0, 0, host], port));
+        let mut datagrams = Datagrams::new(1_000, 4);
+        datagrams.push(1, asked.into());
+        assert_eq!(client.send(&datagrams), 1);
+        let ends = receive(&mut server, 1)[0].0;
+        assert_eq!(ends.local, Some(asked.ip()));
+        datagrams.clear();
+        datagrams.push(1, ends.into());
+        assert_eq!(server.send(&datagrams), 1);
+        assert_eq!(receive(&mut client, 1)[0].0.remote, asked);
+    }
+}
+
+#[test]
+fn a_source_that_is_gone_is_done_without_until_it_is_heard_of_again() {
+    let (mut server, mut client) = (SystemSocket::bind(&SystemConfig::default()).unwrap(), loopback("127.0.0.1"));
+    let gone = Some("192.0.2.99".parse().unwrap());
+    let mut datagrams = Datagrams::new(1_000, 16);
+    for _ in 0..5 {
+        datagrams.push(1, Ends { remote: client.local_addr().unwrap(), local: gone }.into());
+    }
+    assert_eq!(server.send(&datagrams), 5, "from another one");
+    assert_eq!(receive(&mut client, 5).len(), 5);
+    assert_eq!(server.refusals.sources().len(), 1);
+    for host in 1..100 {
+        datagrams.clear();
+        let local = Some([198, 51, 100, host].into());
+        datagrams.push(1, Ends { remote: client.local_addr().unwrap(), local }.into());
+        assert_eq!(server.send(&datagrams), 1);
+    }
+    assert!(server.refusals.sources().len() <= send::MAX_SOURCES);
+    server
+        .refusals
+        .refuse_source(Ends { remote: client.local_addr().unwrap(), local: Some(Ipv4Addr::LOCALHOST.into()) });
+    let port = server.local_addr().unwrap().port();
+    datagrams.clear();
+    datagrams.push(1, SocketAddr::from(([127, 0, 0, 1], port)).into());
+    client.send(&datagrams);
+    assert_eq!(receive(&mut server, 1).len(), 1);
+    assert!(!server.refusals.sources().contains(&Ipv4Addr::LOCALHOST.into()));
+}
+
+/// Two sockets for all addresses, and where the second is reached.
+fn two(v6: bool) -> (SystemSocket, SystemSocket, SocketAddr) {
+    let bind = || SystemSocket::bind(&SystemConfig::default()).unwrap();
+    let (a, b) = (bind(), bind());
+    let host: IpAddr = if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+    let to = SocketAddr::new(host, b.local_addr().unwrap().port());
+    (a, b, to)
+}
+
+#[test]
+fn trains_arrive_as_the_datagrams_they_were() {
+    for v6 in [false, true] {
+        let (mut a, mut b, to) = two(v6);
+        let mut datagrams = Datagrams::new(300_000, 256);
+        for n in 0..150usize {
+            // Runs of equal length, shorter ends among them, and one longer than the train before it.
+            let len = [1_452, 1_452, 1_452, 700, 64][n / 30];
+            datagrams.room().unwrap()[..len].fill(n as u8);
+            datagrams.push_tight(len, to.into());
+        }
+        assert_eq!(a.send(&datagrams), 150);
+        let got = receive(&mut b, 150);
+        assert!(got.iter().map(|(_, bytes)| &bytes[..]).eq(datagrams.iter().map(|(_, bytes)| bytes)));
+        assert!(a.refusals.destinations().is_empty(), "loopback takes trains");
+    }
+}
+
+#[test]
+fn a_train_that_is_refused_goes_singly_and_is_tried_again_later() {
+    let (mut a, mut b, to) = two(false);
+    a.refusals.refuse_trains(to.ip(), &io::ErrorKind::Other.into());
+    let mut datagrams = Datagrams::new(300_000, 64);
+    for n in 0..64 {
+        datagrams.room().unwrap()[..100].fill(n);
+        datagrams.push_tight(100, to.into());
+    }
+    assert_eq!(a.send(&datagrams), 64);
+    assert_eq!(receive(&mut b, 64).len(), 64);
+    assert!(!a.refusals.destinations().is_empty());
+    for _ in 0..send::RETRY_TRAINS / 64 {
+        a.send(&datagrams);
+    }
+    assert!(a.refusals.destinations().is_empty());
+}
+
+#[test]
+fn the_traffic_class_passes_and_parts_trains() {
+    for v6 in [false, true] {
+        let (mut a, mut b, to) = two(v6);
+        let mut datagrams = Datagrams::new(10_000, 16);
+        let classes = [0, 0, 2, 2, 3, 0xb8, 0xb9];
+        for class in classes {
+            datagrams.room().unwrap()[..200].fill(class);
+            datagrams.push_tight(200, Outer { class, ..to.into() });
+        }
+        assert_eq!(a.send(&datagrams), classes.len());
+        let mut arrivals = Arrivals::new(16);
+        let mut got = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while got.len() < classes.len() && Instant::now() < deadline {
+            b.receive(&mut arrivals).unwrap();
+            for n in 0..arrivals.len() {
+                let (from, datagrams) = arrivals.get(n).unwrap().unwrap();
+                got.extend(datagrams.map(|bytes| (from.class, bytes[0])));
+            }
+        }
+        assert_eq!(got, classes.map(|class| (class, class)));
+    }
+}
