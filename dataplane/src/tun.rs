@@ -9,8 +9,8 @@ use crate::{
 
 pub mod linux;
 pub mod memory;
-mod vnet;
 pub mod steering;
+mod vnet;
 
 pub use linux::{Device, Mode, TunQueue};
 

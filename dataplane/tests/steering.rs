@@ -11,7 +11,7 @@ use mesh_dataplane::{
         flow::FlowHash,
         header::{Fragment, Header},
     },
-    tun::{Device, Packets, Queue, TunQueue, steering::Steering},
+    tun::{Device, Queue, Supers, TunQueue, steering::Steering},
 };
 
 const LANES: usize = 4;
@@ -37,7 +37,7 @@ fn read_all(queues: &mut [TunQueue]) -> Vec<(usize, Vec<u8>)> {
     let mut all = Vec::new();
     for (n, queue) in queues.iter_mut().enumerate() {
         loop {
-            let mut packets = Packets::new(192 << 10, 64);
+            let mut packets = Supers::new(192 << 10, 64);
             if !queue.read(&mut packets, 64).is_ok_and(|count| count > 0) {
                 break;
             }
