@@ -21,13 +21,18 @@ export DEMO_EXIT
 # command:Debian package. The programs of Mesh need none of these at run time; the tests and the demo look from outside
 # with them and let a real runtime and a plain WireGuard device take part.
 TOOLS := gcc:gcc nft:nftables wg:wireguard-tools wireguard-go:wireguard-go containerd:containerd runc:runc \
-         catatonit:catatonit busybox:busybox-static systemd-analyze:systemd
+         catatonit:catatonit busybox:busybox-static systemd-analyze:systemd ethtool:ethtool
+# Rivals of the bench; one that cannot be had is left out and named in the results.
+RIVAL_PACKAGES := wireguard-go:wireguard-go nebula:nebula
+RIVAL_CRATES := boringtun-cli:boringtun-cli@0.7.1 gotatun:gotatun-cli@0.10.2
+# For the bench, such as BENCH='--wireguard-go PATH --rounds 5'.
+BENCH ?=
 
 # Workspaces of their own: the simulation and the fuzz targets.
 SIM := dataplane/sim/Cargo.toml
 APART := $(wildcard $(SIM) dataplane/fuzz/Cargo.toml protocol/fuzz/Cargo.toml)
 
-.PHONY: help setup root demo test fmt fmt-check lint doc build unit sim audit fuzz install
+.PHONY: help setup root demo test bench bench-quick bench-rivals fmt fmt-check lint doc build unit sim audit fuzz install
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -77,6 +82,30 @@ demo: setup root ## shows three clusters, pods, rotation, revocation; Ctrl-C end
 
 test: setup root fmt-check lint doc build unit sim audit ## proves it: formats, lints, docs, unit, property and end-to-end tests
 	@echo "make test: all passed"
+
+bench: setup root bench-rivals ## measures the data plane, its rivals and the bare link (1 hour and more, on a quiet machine)
+	@$(CARGO) build --locked --release --workspace --bins
+	$(TARGET)/release/bench run --dir "$(TARGET)/bench" $(BENCH)
+
+bench-quick: root ## the same in one short round, with what is installed: for a first look
+	@$(CARGO) build --locked --release --workspace --bins
+	$(TARGET)/release/bench run --dir "$(TARGET)/bench" --quick $(BENCH)
+
+bench-rivals:
+	@dir="$(TARGET)/bench/rivals"
+	mkdir -p "$$dir"
+	for rival in $(RIVAL_PACKAGES); do
+	  command -v "$${rival%%:*}" >/dev/null && continue
+	  echo "bench: installing $${rival##*:}"
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$${rival##*:}" >"$$dir/apt.log" 2>&1 </dev/null ||
+	    echo "bench: $${rival##*:} cannot be had (see $$dir/apt.log): left out"
+	done
+	for rival in $(RIVAL_CRATES); do
+	  [ -x "$$dir/bin/$${rival%%:*}" ] && continue
+	  echo "bench: building $${rival##*:}"
+	  CARGO_TARGET_DIR="$$dir/build" $(CARGO) install --locked -q --root "$$dir" "$${rival##*:}" ||
+	    echo "bench: $${rival##*:} cannot be had: left out"
+	done
 
 fmt: ## formats
 	@$(CARGO) fmt --all

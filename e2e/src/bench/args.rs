@@ -54,9 +54,9 @@ pub struct PlaceArgs {
     /// Another wireguard-go; takes part as `wireguard-go-given`
     #[arg(long, value_name = "PATH")]
     pub wireguard_go: Option<PathBuf>,
-    /// Where rivals were installed; the search path comes after it
-    #[arg(long, value_name = "DIR", default_value = "target/bench/rivals")]
-    pub rivals: PathBuf,
+    /// Where the bench keeps its results, and rivals below `rivals/bin`; the search path comes after it
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    pub dir: PathBuf,
 }
 
 /// What to measure, and how.
@@ -95,7 +95,7 @@ pub struct RunArgs {
     /// Niceness of all that the bench starts; -19 keeps a busy neighbour away, but changes latencies
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub nice: Option<i32>,
-    /// Where the results go [default: target/bench/TIME.json]
+    /// Where the results go [default: TIME.json in DIR, and latest.json beside it]
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
 }
@@ -107,12 +107,23 @@ impl PlaceArgs {
         candidate::find(&Places {
             mesh_wg: self.mesh_wg.clone(),
             wireguard_go: self.wireguard_go.clone(),
-            rivals: self.rivals.clone(),
+            rivals: self.dir.join("rivals"),
         })
     }
 }
 
 impl RunArgs {
+    fn default_out(&self) -> PathBuf {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        self.places.dir.join(format!("{now}.json"))
+    }
+
+    /// Where the newest results are found under a name that stays, unless they go to a file of the caller's choice.
+    #[must_use]
+    pub fn latest(&self) -> Option<PathBuf> {
+        self.out.is_none().then(|| self.places.dir.join("latest.json"))
+    }
+
     /// The candidates asked for.
     ///
     /// # Errors
@@ -155,6 +166,7 @@ impl RunArgs {
             pace: Pace {
                 seconds,
                 udp_seconds: default(1.5, 0.3),
+                udp_close: default(1.03, 1.2),
                 pings: if quick { 1000 } else { 10_000 },
                 peers: &[1000, 10_000],
                 idle_seconds: default(5.0, 1.0),
@@ -162,12 +174,7 @@ impl RunArgs {
                 wait_quiet: Duration::from_secs_f64(wait_quiet),
                 repeats: if quick { 0 } else { 2 },
             },
-            out: self.out.clone().unwrap_or_else(default_out),
+            out: self.out.clone().unwrap_or_else(|| self.default_out()),
         })
     }
-}
-
-fn default_out() -> PathBuf {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    PathBuf::from(format!("target/bench/{now}.json"))
 }

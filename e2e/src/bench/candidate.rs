@@ -19,6 +19,14 @@ pub struct Candidate {
     pub kind: Kind,
 }
 
+impl Candidate {
+    /// Whether it can be given peers: those that wg(8) configures.
+    #[must_use]
+    pub fn takes_peers(&self) -> bool {
+        matches!(self.kind, Kind::WireGuard(_))
+    }
+}
+
 /// How a candidate is run.
 #[derive(Debug, Clone)]
 pub enum Kind {

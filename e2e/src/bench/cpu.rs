@@ -141,6 +141,21 @@ impl Drop for Cpu {
     }
 }
 
+/// Seconds of processor time of a process's threads, to the nanosecond: `/proc/PID/stat` counts in hundredths. What
+/// threads that have ended used is not in it.
+///
+/// # Errors
+/// If it is gone.
+pub fn of_threads(pid: u32) -> Result<f64> {
+    let mut nanos = 0.0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+        // One that ended since the directory was read.
+        let Ok(stat) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
+        nanos += stat.split_whitespace().next().context("an empty schedstat")?.parse::<f64>()?;
+    }
+    Ok(nanos / 1e9)
+}
+
 /// Resident memory of a process, in MiB.
 ///
 /// # Errors

@@ -78,6 +78,8 @@ pub struct Pace {
     pub seconds: f64,
     /// Seconds of each attempt at a UDP rate.
     pub udp_seconds: f64,
+    /// A UDP rate is found when the next one that fails is at most so many times higher.
+    pub udp_close: f64,
     /// Echo requests back to back; a fortieth of it with pauses.
     pub pings: usize,
     /// Numbers of peers.
@@ -171,17 +173,17 @@ fn ping(tunnel: &Tunnel<'_>, count: usize) -> Result<Value> {
 ///
 /// # Errors
 /// If the daemon refuses, or load does not get through.
-pub fn peers(tunnel: &Tunnel<'_>, cpu: &Cpu, pace: &Pace) -> Result<Option<Figures>> {
-    let Some(&pid) = tunnel.pids().first() else { return Ok(None) };
+pub fn peers(tunnel: &Tunnel<'_>, pace: &Pace) -> Result<Figures> {
+    let pid = *tunnel.pids().first().context("nobody to give peers to")?;
     let mut figures = Figures::new();
     figures.insert("rss_mib".to_owned(), json!(cpu::resident_mib(pid)?));
     for &extra in pace.peers {
-        let Some(took) = tunnel.set_peers(extra)? else { return Ok(None) };
+        let took = tunnel.set_peers(extra)?;
         // What configuration set going is not idling: give it a moment, the same for all.
         child::pause(Duration::from_secs_f64(pace.idle_seconds / 2.0))?;
-        let before = cpu.read(&[pid]);
+        let before = cpu::of_threads(pid)?;
         child::pause(Duration::from_secs_f64(pace.idle_seconds))?;
-        let idle = cpu.since(&before, &[pid]).daemons / pace.idle_seconds * 100.0;
+        let idle = (cpu::of_threads(pid)? - before) / pace.idle_seconds * 100.0;
         let rss = cpu::resident_mib(pid)?;
         let loaded = tcp(tunnel, 1, pace.seconds).with_context(|| format!("with {extra} peers"))?;
         for (name, value) in [
@@ -193,7 +195,7 @@ pub fn peers(tunnel: &Tunnel<'_>, cpu: &Cpu, pace: &Pace) -> Result<Option<Figur
             figures.insert(format!("{extra}_{name}"), value);
         }
     }
-    Ok(Some(figures))
+    Ok(figures)
 }
 
 /// A number that a generator printed.

@@ -48,7 +48,7 @@ pub fn run(plan: &Plan, field: &Field) -> Result<Results> {
                 let mut turn = Turn { plan, cpu: &cpu, round, link, candidate, results: &mut results };
                 if let Err(error) = turn.take() {
                     child::ensure_running()?;
-                    turn.record(Test::Start, Err(error))?;
+                    turn.record("up", Err(error))?;
                 }
             }
         }
@@ -69,7 +69,8 @@ struct Turn<'a> {
 impl Turn<'_> {
     fn take(&mut self) -> Result<()> {
         let wanted = |test| self.plan.tests.contains(&test);
-        let (start, peers) = (wanted(Test::Start), wanted(Test::Peers) && self.round < self.plan.peer_rounds);
+        let start = wanted(Test::Start);
+        let peers = wanted(Test::Peers) && self.round < self.plan.peer_rounds && self.candidate.takes_peers();
         if start || self.plan.tests.iter().any(|test| test.is_load()) {
             self.loads(start)?;
         }
@@ -77,11 +78,9 @@ impl Turn<'_> {
             // A fresh daemon: what it keeps of an earlier load is no memory for peers.
             let tunnel = Tunnel::up(self.candidate, self.link)?;
             self.cpu.wait_quiet(self.plan.pace.max_foreign, self.plan.pace.wait_quiet)?;
-            let figures = measure::peers(&tunnel, self.cpu, &self.plan.pace);
-            drop(tunnel);
-            if let Some(figures) = figures.transpose() {
-                self.record(Test::Peers, figures)?;
-            }
+            let figures = measure::peers(&tunnel, &self.plan.pace);
+            child::ensure_running()?;
+            self.record(Test::Peers.name(), figures)?;
         }
         Ok(())
     }
@@ -98,13 +97,13 @@ impl Turn<'_> {
         for test in self.plan.tests.iter().filter(|test| test.is_load()) {
             let figures = self.sample(*test, &tunnel);
             child::ensure_running()?;
-            self.record(*test, figures)?;
+            self.record(test.name(), figures)?;
         }
         if let Some(pid) = daemon {
             figures.insert("rss_loaded_mib".to_owned(), json!(cpu::resident_mib(pid)?));
         }
         drop(tunnel);
-        if start { self.record(Test::Start, Ok(figures)) } else { Ok(()) }
+        if start { self.record(Test::Start.name(), Ok(figures)) } else { Ok(()) }
     }
 
     /// Takes a sample, again while others disturb it, and keeps the quietest.
@@ -146,7 +145,7 @@ impl Turn<'_> {
         (foreign, figures)
     }
 
-    fn record(&mut self, test: Test, figures: Result<Figures>) -> Result<()> {
+    fn record(&mut self, test: &str, figures: Result<Figures>) -> Result<()> {
         let (figures, error) = match figures {
             Ok(figures) => (figures, None),
             Err(error) => (Figures::new(), Some(format!("{error:#}"))),
@@ -155,7 +154,7 @@ impl Turn<'_> {
             round: self.round,
             candidate: self.candidate.name.clone(),
             link: self.link.kind.name().to_owned(),
-            test: test.name().to_owned(),
+            test: test.to_owned(),
             figures,
             error,
         };

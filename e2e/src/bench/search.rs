@@ -11,8 +11,6 @@ use super::tunnel::Tunnel;
 const MAX_LOSS: f64 = 0.01;
 /// A rate counts only if the sender came this close to it.
 const REACHED: f64 = 0.97;
-/// The search ends when the lowest rate that failed is this close above the highest that passed.
-const CLOSE: f64 = 1.03;
 /// How far the rate moves while only one side is known.
 const STEP: f64 = 1.3;
 const MAX_TRIALS: usize = 16;
@@ -34,7 +32,7 @@ struct Trial {
 /// If the generators fail, or a datagram arrives damaged.
 pub(super) fn udp(tunnel: &Tunnel<'_>, size: usize, cpu: &Cpu, pace: &Pace) -> Result<Value> {
     let flood = trial(tunnel, size, 0.0, pace.udp_seconds)?;
-    let mut bracket = Bracket::new(flood.rate.max(2000.0));
+    let mut bracket = Bracket::new(flood.rate.max(2000.0), pace.udp_close);
     let mut best = None;
     while let Some(rate) = bracket.next() {
         let passed = attempt(tunnel, size, rate, cpu, pace)?;
@@ -94,16 +92,18 @@ struct Bracket {
     passed: Option<f64>,
     failed: Option<f64>,
     rate: f64,
+    close: f64,
     trials: usize,
 }
 
 impl Bracket {
-    fn new(rate: f64) -> Self {
-        Self { passed: None, failed: None, rate, trials: 0 }
+    fn new(rate: f64, close: f64) -> Self {
+        Self { passed: None, failed: None, rate, close, trials: 0 }
     }
 
     fn next(&mut self) -> Option<f64> {
-        let is_close = matches!((self.passed, self.failed), (Some(passed), Some(failed)) if failed / passed < CLOSE);
+        let is_close =
+            matches!((self.passed, self.failed), (Some(passed), Some(failed)) if failed / passed < self.close);
         if is_close || self.trials == MAX_TRIALS || (self.passed.is_none() && self.rate < 500.0) {
             return None;
         }
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     fn found(start: f64, limit: f64) -> f64 {
-        let mut bracket = Bracket::new(start);
+        let mut bracket = Bracket::new(start, 1.03);
         while let Some(rate) = bracket.next() {
             bracket.tell(rate <= limit);
         }

@@ -45,11 +45,10 @@ impl<'a> Tunnel<'a> {
             first_packet: Duration::ZERO,
         };
         let _ = std::fs::remove_file(tunnel.log());
+        let credentials = Credentials::new(&candidate.kind, link)?;
         let began = Instant::now();
-        match &candidate.kind {
-            Kind::Bare => {}
-            Kind::WireGuard(program) => {
-                let keys = Keys::new()?;
+        match (&candidate.kind, credentials) {
+            (Kind::WireGuard(program), Credentials::Keys(keys)) => {
                 for end in &link.ends {
                     tunnel.daemons.push(wireguard::start(program, end, &tunnel.log())?);
                 }
@@ -58,8 +57,7 @@ impl<'a> Tunnel<'a> {
                 }
                 tunnel.keys = Some(keys);
             }
-            Kind::Nebula { daemon, cert } => {
-                let certificates = Certificates::new(cert, link)?;
+            (Kind::Nebula { daemon, .. }, Credentials::Certificates(certificates)) => {
                 for at in 0..link.ends.len() {
                     tunnel.daemons.push(certificates.start(daemon, at, link, &tunnel.log())?);
                 }
@@ -67,6 +65,7 @@ impl<'a> Tunnel<'a> {
                     nebula::wait_up(daemon, at, link).with_context(|| log_tail(link))?;
                 }
             }
+            _ => {}
         }
         if !tunnel.daemons.is_empty() {
             tunnel.target = link.ends[1].overlay;
@@ -89,16 +88,33 @@ impl<'a> Tunnel<'a> {
         self.daemons.iter().map(Process::pid).collect()
     }
 
-    /// Gives the first end `extra` peers beside the second; the time it took, or `None` if that is not done by wg(8).
+    /// Gives the first end `extra` peers beside the second; the time it took.
     ///
     /// # Errors
-    /// If the daemon refuses.
-    pub fn set_peers(&self, extra: u32) -> Result<Option<Duration>> {
-        self.keys.as_ref().map(|keys| wireguard::set(keys, 0, self.link, extra)).transpose()
+    /// If the daemon refuses, or is not configured by wg(8).
+    pub fn set_peers(&self, extra: u32) -> Result<Duration> {
+        wireguard::set(self.keys.as_ref().context("wg(8) does not configure this")?, 0, self.link, extra)
     }
 
     fn log(&self) -> PathBuf {
         log(self.link)
+    }
+}
+
+/// What is made before the clock of the start runs.
+enum Credentials {
+    None,
+    Keys(Keys),
+    Certificates(Certificates),
+}
+
+impl Credentials {
+    fn new(kind: &Kind, link: &Link) -> Result<Self> {
+        Ok(match kind {
+            Kind::Bare => Self::None,
+            Kind::WireGuard(_) => Self::Keys(Keys::new()?),
+            Kind::Nebula { cert, .. } => Self::Certificates(Certificates::new(cert, link)?),
+        })
     }
 }
 

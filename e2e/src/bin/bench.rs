@@ -77,5 +77,8 @@ fn work(args: &RunArgs) -> Result<()> {
     let results = run::run(&plan, &field)?;
     print!("{}", report::text(&results));
     println!("\nwritten to {}", plan.out.display());
+    if let Some(latest) = args.latest() {
+        std::fs::copy(&plan.out, &latest).with_context(|| format!("write {}", latest.display()))?;
+    }
     Ok(())
 }

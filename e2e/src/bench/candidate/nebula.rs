@@ -26,6 +26,8 @@ impl Certificates {
     /// If `cert`, the tool, fails.
     pub fn new(cert: &Path, link: &Link) -> Result<Self> {
         let directory = link.directory().join("nebula");
+        // The tool overwrites nothing, so those of an earlier turn go first.
+        let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(&directory)?;
         let made = Self { directory };
         let mut authority = Command::new(cert);

@@ -31,12 +31,20 @@ pub fn markdown(results: &Results) -> String {
             continue;
         }
         let rounds = results.samples.iter().map(|sample| sample.round + 1).max().unwrap_or_default();
-        let _ = writeln!(text, "\nLink `{link}`, medians of {rounds} rounds:\n");
+        let foreign: Vec<f64> = names.iter().flat_map(|name| foreign(results, name, link)).collect();
+        let busy = median(&foreign).map_or_else(String::new, |cores| format!("; others kept {cores:.2} cores busy"));
+        let _ = writeln!(text, "\nLink `{link}`, medians of {rounds} rounds{busy}:\n");
         let _ = writeln!(text, "| | {} | mesh : best rival |", names.join(" | "));
         let _ = writeln!(text, "| --- |{}", " ---: |".repeat(names.len() + 1));
         text.extend(lines);
     }
     text
+}
+
+/// Cores that others kept busy during each sample of a candidate.
+fn foreign(results: &Results, candidate: &str, link: &str) -> Vec<f64> {
+    let samples = results.samples.iter().filter(|sample| sample.candidate == candidate && sample.link == link);
+    samples.filter_map(|sample| sample.figures.get("foreign")?.as_f64()).collect()
 }
 
 fn row(title: &str, better: Better, names: &[&str], medians: &[Option<f64>]) -> String {

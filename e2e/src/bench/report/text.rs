@@ -6,6 +6,9 @@ use super::figures::FIGURES;
 use super::{digits, median};
 use crate::bench::results::{Results, Sample};
 
+/// Cores kept busy by others from which on a figure is marked.
+const NOISY: f64 = 0.15;
+
 /// One sample in one line.
 #[must_use]
 pub fn line(sample: &Sample) -> String {
@@ -46,11 +49,12 @@ pub fn text(results: &Results) -> String {
                 let by_mesh = mesh.map(|mesh| format!("   mesh is {:.2} x", mesh / middle)).unwrap_or_default();
                 let _ = writeln!(
                     text,
-                    "  {name:<18} {:>10}   {:>9} .. {:<9} n={}   {}{by_mesh}",
+                    "  {name:<18} {:>10}   {:>9} .. {:<9} n={} {:<11} {}{by_mesh}",
                     digits(middle),
                     digits(low),
                     digits(high),
                     values.len(),
+                    noise(results, name, link, figure.test),
                     ratio(bare.filter(|_| name != "bare"), "to bare"),
                 );
             }
@@ -67,6 +71,12 @@ pub fn text(results: &Results) -> String {
         }
     }
     text
+}
+
+/// How many cores others kept busy meanwhile, if that is worth a word.
+fn noise(results: &Results, candidate: &str, link: &str, test: &str) -> String {
+    let foreign = median(&results.values(candidate, link, test, "foreign")).unwrap_or_default();
+    if foreign < NOISY { String::new() } else { format!("noise {foreign:.2}") }
 }
 
 fn spread(values: &[f64]) -> (f64, f64) {
