@@ -16,6 +16,9 @@ pub enum Command {
     /// Begin a handshake with this peer now, as after a restart. Nothing happens for a peer without
     /// endpoint or while a handshake is going on.
     Initiate(PeerId),
+    /// Send what is for these peers there from now on, as if their traffic came from there. A table does not do that: it
+    /// leaves a peer where its traffic comes from.
+    Redirect(Vec<(PeerId, SocketAddr)>),
     /// Send a datagram that is not WireGuard's from a lane's socket.
     SendDatagram {
         /// Number of the lane.
@@ -195,10 +198,12 @@ pub struct PeerSnapshot {
     pub id: PeerId,
     /// Where packets to it go, once known.
     pub endpoint: Option<SocketAddr>,
-    /// Time since the last handshake was completed, if there was one since the peer was last idle.
+    /// Time since the last handshake was completed, if there was one since the peer came into the table.
     pub last_handshake: Option<Duration>,
     /// Packets and bytes that passed since the peer came into the table.
     pub traffic: Traffic,
+    /// The same on the wire: datagrams of all kinds, handshakes and keepalives too, without UDP and IP headers.
+    pub wire: Traffic,
     /// Packets from it that were refused after authentication: wrong source, malformed, foreign destination.
     pub refused_packets: u64,
     /// Its tunnels, in the order in which they are preferred for sending, best last.
@@ -213,6 +218,7 @@ impl PeerSnapshot {
             (a, b) => a.or(b),
         };
         self.traffic.merge(other.traffic);
+        self.wire.merge(other.wire);
         self.refused_packets += other.refused_packets;
         self.tunnels.extend(other.tunnels);
     }

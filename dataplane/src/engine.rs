@@ -13,6 +13,7 @@ mod worker;
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{self, Receiver, RecvTimeoutError},
@@ -193,6 +194,10 @@ impl Engine {
                 Ok(())
             }
             Command::Initiate(peer) => self.post(0, Letter::Initiate(peer)),
+            Command::Redirect(peers) => {
+                let peers: Arc<[(PeerId, SocketAddr)]> = peers.into();
+                (0..self.lanes.len()).try_for_each(|lane| self.post(lane, Letter::Redirect(Arc::clone(&peers))))
+            }
             Command::SendDatagram { lane, to, bytes } => self.post(lane, Letter::Send(to, bytes)),
         }
     }
@@ -213,6 +218,15 @@ impl Engine {
     /// As [`command`](Self::command).
     pub fn replace_queue(&self, lane: usize, queue: Box<dyn Queue>) -> Result<(), EngineError> {
         self.post(lane, Letter::Queue(queue))
+    }
+
+    /// Gives a lane a new socket in place of the one it has: on another port, say.
+    ///
+    /// # Errors
+    ///
+    /// As [`command`](Self::command).
+    pub fn replace_socket(&self, lane: usize, socket: Box<dyn Socket>) -> Result<(), EngineError> {
+        self.post(lane, Letter::Socket(socket))
     }
 
     /// Asks all lanes for their counters. Waits for them up to a second; one that does not answer is missing.

@@ -38,6 +38,10 @@ pub(crate) struct Peer {
     pub(crate) tunnels: Vec<Tunnel>,
     pub(crate) path: Path,
     pub(crate) traffic: Traffic,
+    /// Datagrams, where `traffic` counts packets.
+    pub(crate) wire: Traffic,
+    /// When the last handshake was completed whose tunnel is gone.
+    pub(crate) last_handshake: Option<Instant>,
     pub(crate) refused_packets: u64,
     pub(crate) keepalive: Option<Duration>,
     /// When a tunnel on the newest keys is to be opened, if that is planned.
@@ -59,6 +63,8 @@ impl Peer {
             tunnels: Vec::new(),
             path,
             traffic: Traffic::default(),
+            wire: Traffic::default(),
+            last_handshake: None,
             refused_packets: 0,
             keepalive: None,
             open_at: None,
@@ -143,6 +149,11 @@ impl Peer {
         self.tunnels.extract_if(.., superfluous).collect()
     }
 
+    /// When the last handshake was completed.
+    pub(crate) fn last_handshake(&self) -> Option<Instant> {
+        self.tunnels.iter().filter_map(Tunnel::established).chain(self.last_handshake).max()
+    }
+
     pub(crate) fn snapshot(&self, lane: usize, now: Instant) -> PeerSnapshot {
         let sending = self.sending(now).map(|n| self.tunnels[n].index);
         let mut ordered: Vec<&Tunnel> = self.tunnels.iter().collect();
@@ -159,8 +170,9 @@ impl Peer {
         PeerSnapshot {
             id: self.id,
             endpoint: self.path.endpoint().map(|ends| ends.remote),
-            last_handshake: self.tunnels.iter().filter_map(Tunnel::established).max().map(|at| now.since(at)),
+            last_handshake: self.last_handshake().map(|at| now.since(at)),
             traffic: self.traffic,
+            wire: self.wire,
             refused_packets: self.refused_packets,
             tunnels: tunnels.collect(),
         }

@@ -83,6 +83,10 @@ pub struct TableSpec {
     pub inner_mtu: u16,
     /// Over which time tunnels on new keys are opened, at random, so that not all begin at once.
     pub rotation_spread: Duration,
+    /// Be a plain WireGuard device, as the kernel's is: packets pass as they are, whatever their addresses and size, with
+    /// TCP not clamped; a peer has one endpoint, which follows its traffic; an MTU may be small; a peer of low order is
+    /// listed and never talked to.
+    pub plain: bool,
 }
 
 impl Default for TableSpec {
@@ -94,6 +98,7 @@ impl Default for TableSpec {
             own_prefixes: Vec::new(),
             inner_mtu: 1420,
             rotation_spread: Duration::from_secs(120),
+            plain: false,
         }
     }
 }
@@ -194,19 +199,28 @@ impl Table {
     ///
     /// See [`TableError`]; nothing is half applied.
     pub fn new(mut spec: TableSpec) -> Result<Self, TableError> {
-        if !(1280..=65_000).contains(&spec.inner_mtu) {
+        if !spec.plain && !(1280..=65_000).contains(&spec.inner_mtu) {
             return Err(TableError::BadMtu(spec.inner_mtu));
         }
         let local_publics = check_local_keys(&spec.local_keys)?;
         let mut by_id = HashMap::with_capacity(spec.peers.len());
         let mut by_key = HashMap::with_capacity(spec.peers.len() * 3);
         for (position, peer) in spec.peers.iter().enumerate() {
-            check_peer(peer)?;
+            if peer.id > PeerId::MAX {
+                return Err(TableError::PeerIdTooLarge(peer.id));
+            }
+            if !spec.plain {
+                check_peer(peer)?;
+            }
             if by_id.insert(peer.id, position).is_some() {
                 return Err(TableError::PeerIdTwice(peer.id));
             }
             for remote in &peer.keys {
                 let key = remote.public;
+                if spec.plain && crate::peer::curve::is_low_order(&key) {
+                    // Whoever speaks for such a key proves nothing.
+                    continue;
+                }
                 let taken = by_key.insert(key, (peer.id, remote.epoch)).is_some();
                 if taken || local_publics.contains(&key) {
                     return Err(TableError::KeyTwice { key, peer: peer.id });
@@ -271,6 +285,11 @@ impl Table {
         self.spec.inner_mtu
     }
 
+    /// True if it is a plain WireGuard device's: see [`TableSpec::plain`].
+    pub fn is_plain(&self) -> bool {
+        self.spec.plain
+    }
+
     /// Over which time tunnels on new keys are opened.
     pub fn rotation_spread(&self) -> Duration {
         self.spec.rotation_spread
@@ -292,9 +311,6 @@ fn check_local_keys(keys: &[LocalKey]) -> Result<Vec<PublicKey>, TableError> {
 
 /// Checks one peer by itself.
 fn check_peer(peer: &PeerSpec) -> Result<(), TableError> {
-    if peer.id > PeerId::MAX {
-        return Err(TableError::PeerIdTooLarge(peer.id));
-    }
     if peer.keys.is_empty() {
         return Err(TableError::NoRemoteKey(peer.id));
     }

@@ -8,6 +8,7 @@ use std::{
 
 use crate::buffer::{Batch, ROOM};
 
+pub mod closed;
 pub mod memory;
 pub mod system;
 

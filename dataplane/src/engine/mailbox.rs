@@ -14,6 +14,7 @@ use crate::{
     command::{LaneSnapshot, PeerSnapshot},
     table::{PeerId, Table},
     tun::Queue,
+    udp::Socket,
 };
 
 /// Letters that wait at most; then control is told to come back. The largest carry 1,500 bytes: 400 KiB in all.
@@ -23,7 +24,9 @@ const CAPACITY: usize = 256;
 pub(super) enum Letter {
     Initiate(PeerId),
     Send(SocketAddr, Vec<u8>),
+    Redirect(Arc<[(PeerId, SocketAddr)]>),
     Queue(Box<dyn Queue>),
+    Socket(Box<dyn Socket>),
     Snapshot(SyncSender<(LaneSnapshot, Vec<PeerSnapshot>)>),
 }
 

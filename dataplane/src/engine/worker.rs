@@ -133,6 +133,8 @@ impl Worker {
             match letter {
                 Letter::Initiate(peer) => self.lane.initiate(peer, now, &mut self.output),
                 Letter::Send(to, bytes) => self.lane.send_datagram(to, &bytes, &mut self.output),
+                Letter::Redirect(peers) => self.lane.redirect(&peers),
+                Letter::Socket(socket) => self.socket = socket,
                 Letter::Queue(queue) => {
                     self.queue = Some(queue);
                     self.failures = 0;

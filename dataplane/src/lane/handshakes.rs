@@ -70,13 +70,17 @@ impl Lane {
                 }
                 match target {
                     // From whichever address the system thinks best: the answer tells which one works.
-                    Some(target) => out.datagrams.push_tight(len, target.into()),
+                    Some(target) => {
+                        peer.wire.count_tx(len);
+                        out.datagrams.push_tight(len, target.into());
+                    }
                     None => self.drop(DropReason::NoEndpoint),
                 }
             }
             Due::Keepalive(len) => match peer.path.endpoint() {
                 Some(endpoint) => {
                     peer.last_sent = now;
+                    peer.wire.count_tx(len);
                     out.datagrams.push_tight(len, endpoint.into());
                 }
                 None => self.drop(DropReason::NoEndpoint),
@@ -134,6 +138,8 @@ impl Lane {
         self.prepare(peer, position, true, now, out);
         let room = out.datagrams.room().ok_or(DropReason::SendFailed)?;
         let len = peer.tunnels[position].answer(initiation, now, room)?;
+        peer.wire.count_rx(initiation.len());
+        peer.wire.count_tx(len);
         out.datagrams.push_tight(len, from.into());
         debug!(lane = self.config.lane, peer = %peer.id, endpoint = %from.remote, "initiation answered");
         self.schedule(peer, now + Duration::from_secs(1));
@@ -169,6 +175,8 @@ impl Lane {
                     self.report(Event::EndpointMoved { lane, peer: peer.id, from: before, to: from.remote });
                 }
                 peer.last_sent = now;
+                peer.wire.count_rx(response.len());
+                peer.wire.count_tx(len);
                 out.datagrams.push_tight(len, from.into());
                 self.session_confirmed(&mut peer, now, out);
             }

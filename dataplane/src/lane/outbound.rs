@@ -28,11 +28,11 @@ impl Lane {
             Ok(peer) => peer,
             Err(reason) => return self.drop(reason),
         };
-        if header.protocol == TCP {
+        if header.protocol == TCP && !self.table.is_plain() {
             mss::clamp(packet, &header, self.table.inner_mtu());
         }
         let mtu = self.table.inner_mtu();
-        if header.len > usize::from(mtu) {
+        if header.len > usize::from(mtu) && !self.table.is_plain() {
             return self.send_in_fragments(peer, packet, &header, now, out);
         }
         let padded = pad(buffer, header.len, mtu);
@@ -96,7 +96,7 @@ impl Lane {
         now: Instant,
         out: &mut Output,
     ) -> Result<PeerId, DropReason> {
-        if is_unroutable_destination(header.destination) {
+        if is_unroutable_destination(header.destination) && !self.table.is_plain() {
             return Err(DropReason::UnroutableDestination);
         }
         if self.config.lanes > 1 && self.flow.lane(header, packet, self.config.lanes) != self.config.lane {
@@ -110,7 +110,7 @@ impl Lane {
             return Err(DropReason::NoRoute);
         };
         let mtu = self.table.inner_mtu();
-        if longest > usize::from(mtu) && header.dont_fragment {
+        if longest > usize::from(mtu) && header.dont_fragment && !self.table.is_plain() {
             self.answer_sender(Problem::TooBig(mtu), packet, header, now, out);
             return Err(DropReason::PacketTooBig);
         }
@@ -158,6 +158,7 @@ impl Lane {
             && let Some(endpoint) = peer.path.endpoint()
             && let Some(len) = peer.tunnels[sending].next_kept(room)
         {
+            peer.wire.count_tx(len);
             out.datagrams.push_tight(len, endpoint.into());
         }
         while peer.is_waiting() {
@@ -217,10 +218,14 @@ fn seal(
     let room = out.datagrams.room().ok_or(DropReason::SendFailed)?;
     match peer.tunnels[sending].seal(padded, now, room) {
         Sealed::Data(len) => {
+            peer.wire.count_tx(len);
             let class = ecn::traffic_class(padded) & ecn::MASK;
             out.datagrams.push_tight(len, Outer { ends: endpoint, class });
         }
-        Sealed::Initiation(len) => out.datagrams.push_tight(len, endpoint.into()),
+        Sealed::Initiation(len) => {
+            peer.wire.count_tx(len);
+            out.datagrams.push_tight(len, endpoint.into());
+        }
         Sealed::Kept => {}
     }
     peer.last_sent = now;

@@ -1,6 +1,6 @@
 //! A new table arrives: what stays, what goes, what is opened anew.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use tracing::info;
 
@@ -10,6 +10,7 @@ use crate::{
     key::PublicKey,
     peer::{
         Desired, Peer,
+        curve::is_low_order,
         path::Path,
         tunnel::{Order, Tunnel, TunnelKey},
     },
@@ -53,11 +54,22 @@ impl Lane {
         }
     }
 
+    /// Moves the endpoints of peers; those that were not talked to find theirs in the table.
+    pub fn redirect(&mut self, peers: &[(PeerId, SocketAddr)]) {
+        for (id, to) in peers {
+            if let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) {
+                peer.path.redirect(*to);
+            }
+        }
+    }
+
     /// State for a peer of the table that was not talked to yet.
     pub(super) fn make_peer(&self, id: PeerId, now: Instant) -> Option<Box<Peer>> {
         let spec = self.table.peer(id)?;
         let desired = self.desired(spec)?;
-        let mut peer = Peer::new(id, desired, Path::new(&spec.endpoints), now);
+        let mut path = Path::new(&spec.endpoints);
+        path.follows_traffic_only = self.table.is_plain();
+        let mut peer = Peer::new(id, desired, path, now);
         peer.keepalive = spec.keepalive;
         Some(Box::new(peer))
     }
@@ -99,6 +111,9 @@ impl Lane {
     /// The newest keys of both ends.
     fn desired(&self, spec: &PeerSpec) -> Option<Desired> {
         let (local, remote) = (self.table.local_keys().first()?, spec.keys.first()?);
+        if is_low_order(&remote.public) {
+            return None;
+        }
         let key = TunnelKey { local_epoch: local.epoch, remote_epoch: remote.epoch, psk: self.psk_hash(spec) };
         Some(Desired { key, remote: remote.public })
     }

@@ -139,6 +139,7 @@ impl Lane {
         match (sending, peer.path.endpoint(), out.datagrams.room()) {
             (Some(sending), Some(endpoint), Some(room)) => {
                 if let Sealed::Data(len) = peer.tunnels[sending].seal(&[], now, room) {
+                    peer.wire.count_tx(len);
                     out.datagrams.push_tight(len, endpoint.into());
                 }
             }
@@ -166,6 +167,7 @@ impl Lane {
         if peer.tunnels.is_empty() || peer.is_alive(now) || peer.is_waiting() {
             return;
         }
+        peer.last_handshake = peer.last_handshake();
         for tunnel in peer.tunnels.drain(..) {
             self.indices.give_back(tunnel.index);
         }

@@ -16,6 +16,8 @@ pub(crate) struct Path {
     proved: Option<Ends>,
     /// Initiations sent in this attempt.
     tried: usize,
+    /// Once traffic proved an endpoint, candidates are no longer tried: a plain WireGuard peer has one endpoint.
+    pub(crate) follows_traffic_only: bool,
 }
 
 impl Path {
@@ -37,6 +39,11 @@ impl Path {
         self.proved.or_else(|| self.candidates.first().map(|candidate| (*candidate).into()))
     }
 
+    /// Takes an endpoint that somebody chose by hand: traffic goes there from now on.
+    pub(crate) fn redirect(&mut self, to: SocketAddr) {
+        self.proved = Some(to.into());
+    }
+
     /// The address of ours that the peer reached may not lead to it any more: the system chooses again.
     pub(crate) fn forget_local(&mut self) {
         if let Some(proved) = &mut self.proved {
@@ -55,8 +62,7 @@ impl Path {
         let n = self.tried % choices.max(1);
         self.tried += 1;
         let proved = self.proved.map(|ends| ends.remote);
-        let others = self.candidates.iter().copied().filter(|candidate| Some(*candidate) != proved);
-        proved.into_iter().chain(others).nth(n)
+        proved.into_iter().chain(self.others()).nth(n)
     }
 
     /// The next initiation goes where the last one went.
@@ -80,9 +86,14 @@ impl Path {
     }
 
     fn choices(&self) -> usize {
+        self.others().count() + usize::from(self.proved.is_some())
+    }
+
+    /// Candidates to try beside the proved endpoint.
+    fn others(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         let proved = self.proved.map(|ends| ends.remote);
-        let others = self.candidates.iter().filter(|candidate| Some(**candidate) != proved).count();
-        others + usize::from(self.proved.is_some())
+        let none = self.follows_traffic_only && proved.is_some();
+        self.candidates.iter().copied().filter(move |candidate| !none && Some(*candidate) != proved)
     }
 }
 

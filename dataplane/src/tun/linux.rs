@@ -93,6 +93,15 @@ impl Device {
         self.mode
     }
 
+    /// Chooses whether the device outlives the process, as it does unless told otherwise.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn set_persistent(&self, persistent: bool) -> io::Result<()> {
+        self.queues.iter().try_for_each(|queue| set_value(queue.as_fd().as_raw_fd(), TUNSETPERSIST, persistent.into()))
+    }
+
     /// The queues, one for each lane.
     pub fn into_queues(self) -> Vec<TunQueue> {
         self.queues

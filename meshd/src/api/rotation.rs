@@ -85,6 +85,7 @@ mod tests {
             last_data: None,
         };
         let snapshot = PeerSnapshot {
+            wire: Default::default(),
             id: PeerId(number),
             endpoint: None,
             last_handshake: None,

@@ -1,0 +1,152 @@
+//! The control socket: one thread for each client, several operations for each connection.
+
+use std::{
+    fs, io,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::{
+        fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicUsize, atomic::Ordering},
+    thread,
+};
+
+use tracing::{debug, warn};
+use zeroize::{Zeroize as _, Zeroizing};
+
+use crate::{
+    device::Device,
+    uapi::{self, MAX_LINE, Parser, Request, UapiError},
+};
+
+/// Where wg(8) looks for sockets.
+pub const DIRECTORY: &str = "/var/run/wireguard";
+/// Clients at a time, each with a thread; more are turned away.
+const MAX_CLIENTS: usize = 64;
+
+/// A bound control socket. Its file goes when it is dropped, unless it is another's by then.
+#[derive(Debug)]
+pub struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    identity: (u64, u64),
+    clients: Arc<AtomicUsize>,
+}
+
+impl ControlSocket {
+    /// Binds `IFACE.sock` in `directory`, which is made if it is not there. A file that nobody listens on is replaced.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` if another process serves it; what the system says otherwise.
+    pub fn bind(directory: &Path, iface: &str) -> io::Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        let path = directory.join(format!("{iface}.sock"));
+        if fs::symlink_metadata(&path).is_ok() {
+            if UnixStream::connect(&path).is_ok() {
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process serves the control socket"));
+            }
+            fs::remove_file(&path)?;
+        }
+        let listener = UnixListener::bind(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        let identity = identity_of(&path)?;
+        Ok(Self { listener, path, identity, clients: Arc::default() })
+    }
+
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// To wait for clients on.
+    pub fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
+    /// True while its file is there and its own.
+    pub fn is_there(&self) -> bool {
+        identity_of(&self.path).is_ok_and(|identity| identity == self.identity)
+    }
+
+    /// Takes the clients that wait and serves each on a thread of its own.
+    pub fn accept(&self, device: &Arc<Device>) {
+        loop {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return warn!(%error, "client not accepted"),
+            };
+            if self.clients.fetch_add(1, Ordering::Relaxed) >= MAX_CLIENTS {
+                self.clients.fetch_sub(1, Ordering::Relaxed);
+                warn!("too many clients");
+                continue;
+            }
+            let (device, clients) = (Arc::clone(device), Leave(Arc::clone(&self.clients)));
+            let served = thread::Builder::new().name("client".into()).spawn(move || {
+                let _clients = clients;
+                if let Err(error) = serve(&stream, &device) {
+                    debug!(%error, "client gone");
+                }
+            });
+            if let Err(error) = served {
+                warn!(%error, "client not served");
+            }
+        }
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        if self.is_there() {
+            // Whoever removed it in between has done the same.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Counts a client as gone when its thread ends, however that is.
+struct Leave(Arc<AtomicUsize>);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn identity_of(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Answers one operation after another until the client goes.
+fn serve(stream: &UnixStream, device: &Device) -> io::Result<()> {
+    let mut reader = BufReader::with_capacity(4096, stream);
+    let mut parser = Parser::default();
+    let mut line = Zeroizing::new(Vec::with_capacity(MAX_LINE + 1));
+    loop {
+        line.zeroize();
+        let most = MAX_LINE as u64 + 1;
+        reader.by_ref().take(most).read_until(b'\n', &mut line)?;
+        if line.last() != Some(&b'\n') {
+            if line.len() > MAX_LINE {
+                // Where the next operation would begin is anybody's guess.
+                answer(stream, &uapi::end(Err(UapiError::Protocol)))?;
+            }
+            return Ok(());
+        }
+        line.pop();
+        match parser.line(&line) {
+            Ok(None) => {}
+            Ok(Some(Request::Get)) => answer(stream, &device.get())?,
+            Ok(Some(Request::Set(change))) => answer(stream, &uapi::end(device.set(change)))?,
+            Err(error) => answer(stream, &uapi::end(Err(error)))?,
+        }
+    }
+}
+
+fn answer(mut stream: &UnixStream, text: &str) -> io::Result<()> {
+    stream.write_all(text.as_bytes())
+}
