@@ -165,12 +165,14 @@ install: ## builds and installs programs, units and commented configuration (PRE
 	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(CNI_BIN_DIR)" "$(DESTDIR)$(UNIT_DIR)" \
 	  "$(DESTDIR)/etc/mesh" "$(DESTDIR)/etc/cni/net.d" "$(DESTDIR)/usr/lib/sysusers.d"
 	install -d -m 0700 "$(DESTDIR)/etc/mesh-keyserver"
-	install -m 0755 $(addprefix $(TARGET)/release/,meshd meshctl keyserver) "$(DESTDIR)$(PREFIX)/bin/"
+	install -m 0755 $(addprefix $(TARGET)/release/,meshd meshctl keyserver mesh-wg) "$(DESTDIR)$(PREFIX)/bin/"
 	install -m 0755 $(TARGET)/release/mesh-cni "$(DESTDIR)$(CNI_BIN_DIR)/"
 	man="$(DESTDIR)$(PREFIX)/share/man/man1"; completions="$(DESTDIR)$(PREFIX)/share/bash-completion/completions"
 	install -d "$$man" "$$completions"
 	$(TARGET)/release/meshctl man --dir "$$man" >/dev/null
 	for program in meshd keyserver; do $(TARGET)/release/$$program man >"$$man/$$program.1"; done
+	$(TARGET)/release/mesh-wg --man >"$$man/mesh-wg.1"
+	$(TARGET)/release/mesh-wg --completion bash >"$$completions/mesh-wg"
 	for program in meshd keyserver meshctl; do $(TARGET)/release/$$program completion bash >"$$completions/$$program"; done
 	for unit in configs/*.service; do
 	  sed 's|/usr/local/bin/|$(PREFIX)/bin/|' "$$unit" >"$(DESTDIR)$(UNIT_DIR)/$${unit##*/}"

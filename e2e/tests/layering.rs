@@ -17,6 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("mesh-e2e", &["mesh-configs", "mesh-hostnet"]),
     ("mesh-hostnet", &[]),
     ("mesh-protocol", &[]),
+    ("mesh-wg", &["mesh-dataplane", "mesh-hostnet"]),
     ("meshctl", &["mesh-protocol"]),
     ("meshd", &["mesh-dataplane", "mesh-hostnet", "mesh-protocol"]),
 ];
