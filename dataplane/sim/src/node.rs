@@ -144,6 +144,7 @@ impl Node {
             own_prefixes: if self.unchecked { Vec::new() } else { prefixes(self.number) },
             inner_mtu: self.mtu,
             rotation_spread: self.spread,
+            plain: false,
         };
         Arc::new(Table::new(spec).expect("nodes do not overlap"))
     }

@@ -27,6 +27,7 @@ pub(crate) fn table_spec(facts: &Facts, inner_mtu: u16) -> TableSpec {
         peers,
         own_prefixes: own_prefixes(facts),
         inner_mtu,
+        plain: false,
         rotation_spread: SPREAD_PER_PEER.saturating_mul(count).min(MAX_SPREAD),
     }
 }
