@@ -32,6 +32,7 @@ use crate::config::Config;
 use crate::control::{self, ControlHandle, ControlSetup};
 use crate::desired;
 use crate::directory::Directory;
+use crate::exchange::socket::Datagrams;
 use crate::facts::{Facts, HostFacts};
 use crate::host::{self, Host, HostHandle};
 use crate::identity::Identity;
@@ -155,7 +156,8 @@ async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Started> {
     let state = StateDir::open(&config.state_dir)?;
     let mut host = open_host(&state, &config)?;
     let seen = host.facts()?;
-    let control = start_control(&state, &config, seen.clone())?;
+    let alarms = Alarms::default();
+    let control = start_control(&state, &config, seen.clone(), &alarms)?;
     drop(loading);
 
     let mut facts = Facts {
@@ -174,7 +176,6 @@ async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Started> {
         // A peer that is gone since is no error.
         let _ = engine.initiate(PeerId(*number));
     }
-    let alarms = Alarms::default();
     alarms.set("host-network", host.apply(desired::host_state(&facts, &config)).err().map(|error| error.to_string()));
     let (new_queues, queues) = mpsc::channel(NEW_QUEUES);
     let host = host.start(seen, new_queues, usize::from(config.device.lanes))?;
@@ -221,10 +222,13 @@ fn open_host(state: &StateDir, config: &Config) -> anyhow::Result<Host> {
     Ok(host)
 }
 
-fn start_control(state: &StateDir, config: &Config, seen: HostFacts) -> anyhow::Result<ControlHandle> {
+fn start_control(state: &StateDir, config: &Config, seen: HostFacts, alarms: &Alarms) -> anyhow::Result<ControlHandle> {
     let identity = Identity::open(state, config.device.lanes)?;
     let directory = Directory::open(state, &identity)?;
-    Ok(control::start(control_setup(config), identity, directory, seen))
+    let datagrams = Datagrams::bind(identity.grant().mesh_v4);
+    let failed = datagrams.as_ref().err().map(|error| format!("UDP port {} in the mesh: {error}", mesh_protocol::peer::PORT));
+    alarms.set("peer-exchange", failed);
+    Ok(control::start(control_setup(config), identity, directory, seen, datagrams.ok()))
 }
 
 /// What control has to know of the configuration.

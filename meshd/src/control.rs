@@ -3,6 +3,7 @@
 //! ```text
 //! connect ─ frames ─ driver ─┬─ session   what is said in which order (plain struct)
 //!                            └─ agent     what follows from it: directory, own record, rotation (plain struct)
+//! exchange ─ datagrams of peers ─> agent
 //! agent ─ facts, keys, report ─> the rest of meshd         the rest ─ ControlHandle ─> agent
 //! ```
 //!
@@ -17,16 +18,18 @@ pub(crate) mod frames;
 mod link;
 mod session;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mesh_protocol::id::Position;
+use mesh_protocol::id::{NodeId, Position};
 use mesh_protocol::local::{Alarm, ControlStatus};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::directory::Directory;
+use crate::exchange::{Counters, socket::Datagrams};
 use crate::facts::{DirectoryFacts, HostFacts, OwnKeys};
 use crate::identity::Identity;
 
@@ -62,7 +65,13 @@ pub(crate) struct ControlSetup {
 /// Starts the control task. Facts and keys are those on disk, with a keyserver or without.
 ///
 /// Must be called inside a tokio runtime.
-pub(crate) fn start(setup: ControlSetup, identity: Identity, directory: Directory, host: HostFacts) -> ControlHandle {
+pub(crate) fn start(
+    setup: ControlSetup,
+    identity: Identity,
+    directory: Directory,
+    host: HostFacts,
+    datagrams: Option<Datagrams>,
+) -> ControlHandle {
     let mut keyservers = setup.config.keyservers.clone();
     keyservers.extend(identity.membership().keyservers.iter().cloned());
     let mut seen = std::collections::BTreeSet::new();
@@ -77,7 +86,7 @@ pub(crate) fn start(setup: ControlSetup, identity: Identity, directory: Director
     let (rotations, rotation_receiver) = mpsc::channel(ROTATIONS);
     let recently_active = agent.directory().numbers_of(&active);
     let outlets = driver::Outlets { facts, keys, report };
-    let inlets = driver::Inlets { told: told_receiver, rotations: rotation_receiver };
+    let inlets = driver::Inlets { told: told_receiver, rotations: rotation_receiver, datagrams };
     let task = tokio::spawn(driver::Driver::new(agent, keyservers, mark).run(outlets, inlets));
     ControlHandle {
         facts: facts_receiver,
@@ -133,6 +142,12 @@ pub(crate) struct ControlReport {
     pub(crate) stale: bool,
     /// Directory objects that were refused since start.
     pub(crate) refused: u64,
+    /// Times that somebody was caught signing two truths, since start.
+    pub(crate) equivocations: u64,
+    /// The highest `seq` of the own record that each peer said to have in force.
+    pub(crate) acknowledged: Arc<BTreeMap<NodeId, u64>>,
+    /// What was exchanged with peers.
+    pub(crate) exchange: Counters,
     /// Control sessions that were opened since start.
     pub(crate) sessions: u64,
     /// Running time without a fresh checkpoint, as of `read`.

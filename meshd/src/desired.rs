@@ -102,6 +102,9 @@ pub(crate) struct FilterState {
     pub(crate) addresses: Vec<IpAddr>,
     /// Our addresses on the underlay, where datagrams arrive.
     pub(crate) underlay: Vec<IpAddr>,
+    /// Addresses of nodes in the mesh: who may talk to this node itself inside a tunnel.
+    #[serde(default)]
+    pub(crate) nodes: Vec<IpNet>,
     /// Pod links and the addresses each may send from.
     pub(crate) pods: Vec<(String, Vec<IpAddr>)>,
 }
@@ -152,6 +155,7 @@ pub(crate) fn bare(config: &Config) -> HostState {
             own: Vec::new(),
             addresses: Vec::new(),
             underlay: Vec::new(),
+            nodes: Vec::new(),
             pods: Vec::new(),
         },
     }

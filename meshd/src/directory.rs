@@ -14,6 +14,7 @@ mod disk;
 mod exposure;
 mod facts;
 mod stream;
+mod worlds;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -33,6 +34,8 @@ pub(crate) use exposure::{ALARM_AFTER as UNCONFIRMED_ALARM, Exposure};
 pub(crate) use facts::Viewpoint;
 pub(crate) use stream::Batch;
 use stream::Stream;
+pub(crate) use worlds::Taken;
+use worlds::{Heard, States};
 
 /// Most evidence kept until it is stored; what comes on top is counted as an alarm only.
 const MOST_EVIDENCE: usize = 16;
@@ -66,6 +69,13 @@ pub(crate) struct Directory {
     earlier_grants: BTreeMap<NodeId, Envelope>,
     stream: Stream,
     stale: bool,
+    /// A keyserver was caught showing two worlds.
+    split: bool,
+    /// States of the history as far as they were seen.
+    states: States,
+    /// The newest checkpoint that a peer passed on, if no keyserver's is newer.
+    heard: Option<Heard>,
+    equivocations: u64,
     numbers: BTreeMap<NodeId, u32>,
     next_number: u32,
     refused: u64,
@@ -79,6 +89,10 @@ pub(crate) struct Directory {
 impl Directory {
     /// The directory of a node that was just admitted: policies and its own grant.
     pub(crate) fn new(view: View, own: NodeId, checkpoint: Option<(Checkpoint, Envelope)>) -> Self {
+        let mut states = States::default();
+        if let Some((checkpoint, _)) = &checkpoint {
+            states.note(checkpoint.position, checkpoint.state);
+        }
         Self {
             view,
             own,
@@ -87,6 +101,10 @@ impl Directory {
             earlier_grants: BTreeMap::new(),
             stream: Stream::default(),
             stale: false,
+            split: false,
+            states,
+            heard: None,
+            equivocations: 0,
             numbers: BTreeMap::new(),
             next_number: 1,
             refused: 0,
@@ -130,9 +148,14 @@ impl Directory {
         self.checkpoint.as_ref().map(|(checkpoint, _)| checkpoint)
     }
 
-    /// The keyserver shows an older state than was seen.
+    /// The keyserver shows an older state than was seen, or two worlds.
     pub(crate) fn is_stale(&self) -> bool {
-        self.stale
+        self.stale || self.split
+    }
+
+    /// Times that somebody was caught signing two truths, since start.
+    pub(crate) fn equivocations(&self) -> u64 {
+        self.equivocations
     }
 
     /// Objects refused since start.
@@ -186,7 +209,7 @@ impl Directory {
         for envelope in batch.items {
             self.apply(envelope, now);
         }
-        self.stream.advance(batch, self.view.mesh());
+        self.stream.advance(batch, self.view.mesh(), &mut self.states);
         if let Some(checkpoint) = batch.checkpoint {
             self.apply_checkpoint(checkpoint, now);
         }
@@ -206,10 +229,7 @@ impl Directory {
 
     /// Takes one policy, grant, record or revocation.
     pub(crate) fn apply(&mut self, envelope: &Envelope, now: Instant) {
-        let before = envelope.unverified::<NodeGrant>().ok().and_then(|grant| {
-            let held = self.view.member(grant.node)?;
-            Some((grant.node, held.grant.envelope.clone()))
-        });
+        let before = self.held_grant(envelope);
         match self.view.apply(envelope) {
             Ok(Change::Nothing) => {}
             Ok(change) => self.note(&change, before, now),
@@ -217,6 +237,13 @@ impl Directory {
             Err(TrustError::OldSeq { .. } | TrustError::OldGeneration { .. }) if self.stale => self.refused += 1,
             Err(error) => self.refuse(envelope, &error, now),
         }
+    }
+
+    /// The grant that is held for the node of another one.
+    fn held_grant(&self, envelope: &Envelope) -> Option<(NodeId, Envelope)> {
+        let grant = envelope.unverified::<NodeGrant>().ok()?;
+        let held = self.view.member(grant.node)?;
+        Some((grant.node, held.grant.envelope.clone()))
     }
 
     /// Takes a checkpoint: tells whether it is good news, so that exposure starts over.
@@ -232,11 +259,24 @@ impl Directory {
             let message =
                 format!("the history up to revision {} is not the one its keyserver signs", got.position.revision);
             self.alarms.raise(alarm::EQUIVOCATION, "history", message, now);
+            self.split = true;
+            self.equivocations += 1;
             self.keep_evidence(envelope);
+            return false;
+        }
+        if !self.is_one_world(&got) {
+            self.two_worlds(&got, envelope, "to this node", now);
             return false;
         }
         let verdict = self.checkpoint().map_or(CheckpointVerdict::Newer, |held| compare_checkpoints(held, &got));
         match verdict {
+            CheckpointVerdict::Newer if self.is_withheld(&got, now) => {
+                self.stale = true;
+                let message = "the keyserver shows peers a newer state than this node: it is not telling all; tunnels \
+                               stay up";
+                self.alarms.raise(alarm::STALE, "", message.to_owned(), now);
+                false
+            }
             CheckpointVerdict::Newer => self.hold_checkpoint(got, envelope),
             CheckpointVerdict::Stale => {
                 self.stale = true;
@@ -245,20 +285,14 @@ impl Directory {
                 self.alarms.raise(alarm::STALE, "", message.to_owned(), now);
                 false
             }
-            CheckpointVerdict::Equivocation => {
-                let message = format!("the keyserver signed two states of revision {}", got.position.revision);
-                self.alarms.raise(alarm::EQUIVOCATION, "checkpoint", message, now);
-                if let Some((_, held)) = self.checkpoint.clone() {
-                    self.keep_evidence(&held);
-                }
-                self.keep_evidence(envelope);
-                false
-            }
+            // Judged above.
+            CheckpointVerdict::Equivocation => false,
         }
     }
 
     fn hold_checkpoint(&mut self, got: Checkpoint, envelope: &Envelope) -> bool {
         self.stream.anchor(&got);
+        self.states.note(got.position, got.state);
         let fresh = self.checkpoint().is_none_or(|held| got.time > held.time || got.position != held.position);
         self.unsaved |= fresh;
         self.checkpoint = Some((got, envelope.clone()));
@@ -303,6 +337,7 @@ impl Directory {
         tracing::warn!(kind = ?envelope.kind(), %error, "directory object refused");
         if let TrustError::Equivocation { signer, .. } = error {
             let signer = signer.clone();
+            self.equivocations += 1;
             self.alarms.raise(alarm::EQUIVOCATION, &signer, error.to_string(), now);
             if let Some(held) = self.held_beside(envelope) {
                 self.keep_evidence(&held);
@@ -315,7 +350,7 @@ impl Directory {
 
     /// The held object that `envelope` contradicts.
     fn held_beside(&self, envelope: &Envelope) -> Option<Envelope> {
-        use mesh_protocol::record::{Endpoints, NodeRecord};
+        use mesh_protocol::record::{Endpoints, NodeRecord, Revocation, TrustPolicy};
         let member = |node| self.view.member(node);
         match envelope.kind() {
             Kind::NodeGrant => {
@@ -330,7 +365,17 @@ impl Directory {
                 let endpoints: Endpoints = envelope.unverified().ok()?;
                 Some(member(endpoints.node)?.endpoints.as_ref()?.envelope.clone())
             }
-            Kind::TrustPolicy | Kind::Revocation | Kind::Checkpoint | Kind::TokenLimits => None,
+            Kind::TrustPolicy => {
+                let policy: TrustPolicy = envelope.unverified().ok()?;
+                let held = self.view.policies().iter().find(|held| held.object.version == policy.version)?;
+                Some(held.envelope.clone())
+            }
+            Kind::Revocation => {
+                let revocation: Revocation = envelope.unverified().ok()?;
+                let mut held = envelope.signers().filter_map(|by| self.view.revocation(by, revocation.number));
+                held.next().map(|held| held.envelope.clone())
+            }
+            Kind::Checkpoint | Kind::TokenLimits => None,
         }
     }
 

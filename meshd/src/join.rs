@@ -293,7 +293,7 @@ fn settle(
 
 /// Opens one session: fetches the map, publishes the own record. Tells whether it came that far in time.
 async fn announce(setup: ControlSetup, identity: Identity, directory: Directory) -> bool {
-    let mut handle = control::start(setup, identity, directory, HostFacts::default());
+    let mut handle = control::start(setup, identity, directory, HostFacts::default(), None);
     let done = handle.report.wait_for(|report| report.published && report.position.is_some());
     let announced = tokio::time::timeout(FIRST_SESSION, done).await.is_ok_and(|done| done.is_ok());
     // The state is on disk in any case; what failed here is done anew when meshd runs.

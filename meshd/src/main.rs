@@ -8,6 +8,7 @@ mod control;
 mod desired;
 mod directory;
 mod down;
+mod exchange;
 mod facts;
 mod guard;
 mod host;

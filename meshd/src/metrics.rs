@@ -20,6 +20,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
 use crate::app::Node;
+use crate::exchange::Counters;
 
 /// Binds the address.
 ///
@@ -72,6 +73,9 @@ struct Seen {
     exposure_left: u64,
     sessions: u64,
     refused: u64,
+    stale: bool,
+    equivocations: u64,
+    exchange: Counters,
     repairs: u64,
     host_refusals: u64,
     alarms: u64,
@@ -96,6 +100,9 @@ impl Seen {
             exposure_left: report.status(now).exposure_left,
             sessions: report.sessions,
             refused: report.refused,
+            stale: report.stale,
+            equivocations: report.equivocations,
+            exchange: report.exchange,
             repairs: host.repairs,
             host_refusals: host.refused.len() as u64,
             alarms: (report.alarms.len() + node.alarms.list(now).len()) as u64,
@@ -114,6 +121,11 @@ impl Collector for Seen {
             ("mesh_node_alarms", "Alarms that somebody has to look at", self.alarms),
             ("mesh_control_connected", "1 while a control session is open", u64::from(self.connected)),
             (
+                "mesh_directory_stale",
+                "1 while a keyserver shows less than was seen, or two worlds",
+                u64::from(self.stale),
+            ),
+            (
                 "mesh_control_exposure_left_seconds",
                 "Time until tunnels close without a new checkpoint",
                 self.exposure_left,
@@ -130,6 +142,16 @@ impl Collector for Seen {
         }
         counter(to, "mesh_control_sessions", "Control sessions opened", self.sessions)?;
         counter(to, "mesh_directory_refused_objects", "Objects of the directory that were refused", self.refused)?;
+        counter(
+            to,
+            "mesh_directory_equivocations",
+            "Times that somebody was caught signing two truths",
+            self.equivocations,
+        )?;
+        let Counters { received, dropped, objects } = self.exchange;
+        counter(to, "mesh_exchange_received_datagrams", "Datagrams of other nodes that were read", received)?;
+        counter(to, "mesh_exchange_dropped_datagrams", "Datagrams of other nodes that were not", dropped)?;
+        counter(to, "mesh_exchange_accepted_objects", "Objects accepted from other nodes", objects)?;
         counter(to, "mesh_host_repairs", "Times something of ours was missing or changed on the host", self.repairs)?;
         self.lanes(to)?;
         self.drops(to)

@@ -9,6 +9,7 @@
 //! record trust           the signed objects; who may sign what, and the checks
 //! token                  the line a person pastes to enrol a node
 //! control frame          node <-> keyserver         admin   meshctl <-> keyserver
+//! peer                   node <-> node, inside their tunnel
 //! local                  mesh-cni, meshctl <-> meshd tls     rustls settings for raw public keys (feature `tls`)
 //! ```
 
@@ -22,6 +23,7 @@ pub mod id;
 pub mod key;
 pub mod line;
 pub mod local;
+pub mod peer;
 pub mod record;
 #[cfg(feature = "tls")]
 pub mod tls;

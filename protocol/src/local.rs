@@ -358,6 +358,9 @@ pub struct PeerStatus {
     pub sent_bytes: u64,
     /// Whether a post-quantum preshared key is mixed in.
     pub post_quantum: bool,
+    /// The highest `seq` of this node's record that the peer said, inside the tunnel, to have in force.
+    #[serde(default)]
+    pub acknowledged_seq: Option<u64>,
     /// Its tunnels, the one in use first.
     pub tunnels: Vec<TunnelStatus>,
 }

@@ -249,6 +249,19 @@ impl View {
         self.chains.values().flatten()
     }
 
+    /// One revocation by its place.
+    #[must_use]
+    pub fn revocation(&self, revoker: KeyId, number: u64) -> Option<&Accepted<Revocation>> {
+        let at = usize::try_from(number.checked_sub(1)?).ok()?;
+        self.chains.get(&revoker)?.get(at)
+    }
+
+    /// Members whose ids come after this one, in the order of their ids.
+    pub fn members_after(&self, after: Option<NodeId>) -> impl Iterator<Item = (&NodeId, &Member)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.members.range((after.map_or(Unbounded, Excluded), Unbounded))
+    }
+
     /// The end of each revoker's chain, sorted by key id.
     #[must_use]
     pub fn revocation_heads(&self) -> Vec<RevocationHead> {

@@ -10,6 +10,7 @@ use mesh_protocol::envelope::Envelope;
 use mesh_protocol::frame::{self, FrameError, MAX_MESSAGE_BYTES};
 use mesh_protocol::line::{self, LineBuffer};
 use mesh_protocol::local::LocalRequest;
+use mesh_protocol::peer::{MembersPage, PeerMessage};
 use mesh_protocol::record::{Checkpoint, Endpoints, NodeGrant, NodeRecord, Revocation, TrustPolicy};
 use mesh_protocol::token::{JoinClaim, JoinToken, TokenLimits};
 use proptest::prelude::*;
@@ -21,6 +22,8 @@ fn decode_as_everything(bytes: &[u8]) {
     let _ = frame::decode::<JoinReply>(bytes);
     let _ = frame::decode::<NodeMessage>(bytes);
     let _ = frame::decode::<ServerMessage>(bytes);
+    let _ = PeerMessage::from_datagram(bytes);
+    let _ = cbor::from_slice::<MembersPage>(bytes);
     let _ = cbor::from_slice::<JoinClaim>(bytes);
     let _ = cbor::from_signed::<TrustPolicy>(bytes);
     let _ = cbor::from_signed::<NodeGrant>(bytes);
@@ -47,6 +50,7 @@ fn seeds() -> Vec<Vec<u8>> {
     let mut seeds: Vec<Vec<u8>> = messages::node_messages().iter().map(|(_, m)| cbor::to_vec(m)).collect();
     seeds.extend(messages::server_messages().iter().map(|(_, m)| cbor::to_vec(m)));
     seeds.extend(messages::join_replies().iter().map(|(_, m)| cbor::to_vec(m)));
+    seeds.extend(messages::peer_messages().iter().map(|(_, m)| cbor::to_vec(m)));
     seeds.extend(messages::join_requests().iter().map(|(_, m)| cbor::to_vec(m)));
     for envelope in [sealed_policy_1(), seal_grant(&grant(1)), seal_record(1, &record(1))] {
         seeds.push(envelope.payload().to_vec());

@@ -61,8 +61,12 @@ pub(super) async fn status(node: &Node) -> Status {
 pub(super) async fn peers(node: &Node) -> Vec<PeerStatus> {
     let snapshot = node.snapshot().await;
     let directory = node.control.facts.borrow().clone();
-    let mut peers: Vec<PeerStatus> =
-        directory.peers.iter().map(|peer| peer_status(peer, snapshot.peers.get(&PeerId(peer.number)))).collect();
+    let acknowledged = node.control.report.borrow().acknowledged.clone();
+    let status = |peer: &PeerFacts| PeerStatus {
+        acknowledged_seq: acknowledged.get(&peer.node).copied(),
+        ..peer_status(peer, snapshot.peers.get(&PeerId(peer.number)))
+    };
+    let mut peers: Vec<PeerStatus> = directory.peers.iter().map(status).collect();
     peers.sort_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
     peers
 }
@@ -84,6 +88,7 @@ fn peer_status(peer: &PeerFacts, seen: Option<&PeerSnapshot>) -> PeerStatus {
         received_bytes: seen.map_or(0, |seen| seen.traffic.rx_bytes),
         sent_bytes: seen.map_or(0, |seen| seen.traffic.tx_bytes),
         post_quantum: false,
+        acknowledged_seq: None,
         tunnels: tunnels
             .into_iter()
             .map(|tunnel| TunnelStatus {

@@ -3,6 +3,7 @@
 //! an own record must be on disk before anybody hears of it.
 
 mod own;
+mod peers;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -13,10 +14,12 @@ use mesh_protocol::UnixSeconds;
 use mesh_protocol::control::{NodeMessage, Refusal, RefusalCode};
 use mesh_protocol::envelope::Envelope;
 use mesh_protocol::id::{NodeId, Position};
+use mesh_protocol::peer::RecordHead;
 
 use super::session::SessionEvent;
 use super::{ControlSetup, RotateError};
 use crate::directory::{Alarms, Batch, Directory, Exposure, UNCONFIRMED_ALARM, Viewpoint, alarm};
+use crate::exchange::Exchange;
 use crate::facts::{DirectoryFacts, HostFacts, OwnKeys};
 use crate::identity::Identity;
 
@@ -48,6 +51,9 @@ pub(super) struct Agent {
     identity: Identity,
     directory: Directory,
     exposure: Exposure,
+    exchange: Exchange,
+    /// The own record in short, as hashed last.
+    own_head: Option<RecordHead>,
     host: HostFacts,
     observed: Option<SocketAddr>,
     applied: Option<Position>,
@@ -76,12 +82,17 @@ impl Agent {
         host: HostFacts,
         now: Now,
     ) -> Self {
+        // Peers are chosen by it, nothing secret: the node's own id does if there are no random bytes.
+        let [a, b, c, d, e, f, g, h, ..] = *identity.node().as_bytes();
+        let seed = getrandom::u64().unwrap_or(u64::from_be_bytes([a, b, c, d, e, f, g, h]));
         let exposure = Exposure::resumed(directory.runtime().unconfirmed, now.instant);
         let mut agent = Self {
             setup,
             identity,
             directory,
             exposure,
+            exchange: Exchange::new(now.instant, seed),
+            own_head: None,
             host,
             observed: None,
             applied: None,
@@ -212,7 +223,7 @@ impl Agent {
     }
 
     fn checkpoint_time(&self) -> Option<UnixSeconds> {
-        self.directory.checkpoint().map(|checkpoint| checkpoint.time)
+        self.directory.newest_checkpoint().map(|(checkpoint, _)| checkpoint.time)
     }
 
     fn handle_rotate(&mut self, request: u64, force: bool, after: Option<u64>, now: Now) {

@@ -18,6 +18,7 @@ use super::link::{Link, LinkEvent};
 use super::session::Session;
 use super::{ControlReport, Rotation, Told};
 use crate::directory::Files;
+use crate::exchange::socket::{Datagram, Datagrams};
 use crate::facts::{DirectoryFacts, OwnKeys};
 use crate::state_dir::{StateDir, StateError};
 
@@ -47,6 +48,8 @@ pub(super) struct Outlets {
 pub(super) struct Inlets {
     pub(super) told: watch::Receiver<Told>,
     pub(super) rotations: mpsc::Receiver<Rotation>,
+    /// What peers say inside the tunnels; `None` if the port could not be had.
+    pub(super) datagrams: Option<Datagrams>,
 }
 
 /// The control task's state.
@@ -100,7 +103,9 @@ impl Driver {
     pub(super) async fn run(mut self, outlets: Outlets, mut inlets: Inlets) {
         loop {
             self.connect_if_due();
+            self.agent.notice_news(now());
             self.flush();
+            self.send_datagrams(&mut inlets.datagrams);
             self.tell(&outlets);
             self.save_if_due();
             let wake = self.wake();
@@ -112,6 +117,9 @@ impl Driver {
                         break;
                     }
                     self.handle_told(told);
+                }
+                datagram = next_datagram(&mut inlets.datagrams) => {
+                    self.agent.handle_datagram(datagram.from, &datagram.bytes, datagram.dropped, now());
                 }
                 Some(rotation) = inlets.rotations.recv() => self.handle_rotation(rotation, &outlets),
                 result = saved(&mut self.saving) => self.handle_saved(result),
@@ -146,6 +154,22 @@ impl Driver {
         while let Some(message) = session.poll_transmit() {
             if !link.send(message) {
                 return self.hang_up("the keyserver takes no messages");
+            }
+        }
+    }
+
+    /// Sends what is due to peers; from another address if this node's changed.
+    fn send_datagrams(&mut self, datagrams: &mut Option<Datagrams>) {
+        let address = self.agent.mesh_address();
+        if datagrams.as_ref().is_some_and(|datagrams| datagrams.address() != address) {
+            match Datagrams::bind(address) {
+                Ok(moved) => *datagrams = Some(moved),
+                Err(error) => warn!(%error, %address, "peers are not talked to"),
+            }
+        }
+        while let Some((to, bytes)) = self.agent.poll_datagram() {
+            if let Some(datagrams) = datagrams {
+                datagrams.send(to, &bytes);
             }
         }
     }
@@ -234,6 +258,7 @@ impl Driver {
             self.agent.set_applied(position);
         }
         self.agent.set_host(told.host, now);
+        self.agent.set_live(&told.active, now);
         // Nobody up says nothing: right after a start it would wipe out whom to shake hands with at the next.
         if !told.active.is_empty() && self.active.as_ref() != Some(&told.active) {
             self.active = Some(told.active);
@@ -259,6 +284,7 @@ impl Driver {
             self.hang_up(&end.to_string());
         }
         self.runtime_due |= self.agent.handle_timeout(now);
+        self.agent.handle_exchange_timeout(now);
     }
 
     fn wake(&mut self) -> Instant {
@@ -266,7 +292,8 @@ impl Driver {
         let retry = (self.link.is_none() && !self.keyservers.is_empty()).then_some(self.retry);
         let save = (self.saving.is_none() && (self.runtime_due || self.agent.directory().is_unsaved()))
             .then_some(self.next_save);
-        let timers = [Some(self.agent.poll_timeout()), session, retry, save];
+        let exchange = self.agent.poll_exchange_timeout();
+        let timers = [Some(self.agent.poll_timeout()), Some(exchange), session, retry, save];
         timers.into_iter().flatten().min().unwrap_or_else(|| Instant::now() + SAVE_EVERY)
     }
 
@@ -302,7 +329,13 @@ impl Driver {
         report.published = self.agent.is_published();
         report.exposure = self.agent.exposure_limit();
         (report.unconfirmed, report.read) = self.agent.exposure().reading();
+        let exchange = self.agent.exchange().counters();
+        if report.exchange != exchange {
+            report.exchange = exchange;
+            report.acknowledged = Arc::new(self.agent.exchange().acknowledged());
+        }
         let directory = self.agent.directory();
+        report.equivocations = directory.equivocations();
         report.position = directory.position();
         report.stale = directory.is_stale();
         report.refused = directory.refused();
@@ -358,6 +391,13 @@ impl Driver {
 async fn next_event(link: &mut Option<Link>) -> LinkEvent {
     match link {
         Some(link) => link.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_datagram(datagrams: &mut Option<Datagrams>) -> Datagram {
+    match datagrams {
+        Some(datagrams) => datagrams.next().await,
         None => std::future::pending().await,
     }
 }

@@ -276,7 +276,7 @@ async fn a_session_over(transport: Transport) {
     let (listener, address) = Listener::start(transport, &World::key()).await;
     let identity = Identity::open(&joined.state, 2).unwrap();
     let directory = Directory::open(&joined.state, &identity).unwrap();
-    let mut handle = start(setup(&address), identity, directory, HostFacts::default());
+    let mut handle = start(setup(&address), identity, directory, HostFacts::default(), None);
     assert!(handle.facts.borrow().peers.is_empty());
 
     let mut peer = listener.accept(false).await;
@@ -317,7 +317,7 @@ async fn a_session_over(transport: Transport) {
     // With the keyserver down everything is there at once.
     let identity = Identity::open(&joined.state, 2).unwrap();
     let directory = Directory::open(&joined.state, &identity).unwrap();
-    let again = start(setup("127.0.0.1:9"), identity, directory, HostFacts::default());
+    let again = start(setup("127.0.0.1:9"), identity, directory, HostFacts::default(), None);
     assert_eq!(again.facts.borrow().peers.len(), 1);
     assert_eq!(again.keys.borrow().current.0, 2);
     assert_eq!(again.recently_active(), [again.facts.borrow().peers[0].number]);

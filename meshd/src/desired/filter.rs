@@ -1,10 +1,11 @@
 //! nftables: what may cross the wire in clear text, and with which source.
 //!
 //! ```text
-//! arrives   prerouting -300   from a pod's link: only its own addresses
+//! arrives   prerouting -300   to the port where nodes talk: only by the device, and only from nodes
+//!                             from a pod's link: only its own addresses
 //!                             to our UDP ports: marked, not tracked
 //!                             source in a pool, by any other link than the device: dropped
-//! leaves    output     -300   our datagrams: not tracked
+//! leaves    output     -300   our datagrams, also those to nodes inside the tunnels: not tracked
 //!           postrouting  90   to the device: source pinned if it is ours, else translated to the node's address
 //!           postrouting 200   destination in a pool, by any other link than the device: dropped
 //! ```
@@ -17,6 +18,7 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use mesh_hostnet::nft::{Addresses, Chain, ChainKind, Family, HookPoint, IpVersion, Is, Rule, Set, Side, Table};
+use mesh_protocol::peer::PORT;
 
 use super::{FilterState, HostState, Names};
 use crate::facts::Facts;
@@ -42,7 +44,10 @@ pub(super) fn filter(facts: &Facts, addresses: Vec<IpAddr>, ports: RangeInclusiv
     pods.sort_unstable();
     let mut underlay = facts.host.underlay_addresses.clone();
     underlay.sort_unstable();
-    FilterState { ports: (*ports.start(), *ports.end()), remote, own, addresses, underlay, pods }
+    let nodes = directory.pools.iter().filter(|pool| pool.cluster.is_none()).map(|pool| pool.prefix.trunc());
+    let mut nodes: Vec<IpNet> = nodes.collect();
+    nodes.sort_unstable();
+    FilterState { ports: (*ports.start(), *ports.end()), remote, own, addresses, underlay, nodes, pods }
 }
 
 /// The table for the kernel.
@@ -57,6 +62,7 @@ pub(crate) fn nft_table(state: &HostState) -> Table {
         Set::v6("own6", filter.own.iter().copied()),
         Set::v4("underlay4", underlay.clone()),
         Set::v6("underlay6", underlay),
+        Set::v4("nodes4", filter.nodes.iter().copied()),
     ];
     table.chains = vec![
         pod_source(filter),
@@ -67,6 +73,13 @@ pub(crate) fn nft_table(state: &HostState) -> Table {
                 .mark(Is::Equal, names.mark, names.mark_mask)
                 .no_track()
                 .comment("our datagrams"),
+        )
+        .rule(
+            Rule::new()
+                .output_link(Is::Equal, device)
+                .udp_port(Side::Source, PORT..=PORT)
+                .no_track()
+                .comment("between nodes"),
         ),
         pinning(filter, device),
         leaving(names, device),
@@ -101,8 +114,13 @@ fn arriving(filter: &FilterState, names: &Names, device: &str) -> Chain {
     let forged = |set: Addresses| {
         Rule::new().address(Side::Source, Is::Equal, set).counter().drop().comment("clear text from the wire")
     };
+    // Nodes talk there, and nobody else: no pod, here or elsewhere, and nobody on the underlay.
+    let exchange = || Rule::new().udp_port(Side::Destination, PORT..=PORT);
+    let nodes = |side| exchange().address(side, Is::Equal, Addresses::V4Set("nodes4".into()));
     Chain::hooked("arriving", ChainKind::Filter, HookPoint::Prerouting, RAW)
         .rule(Rule::new().input_link(Is::Equal, "lo").accept())
+        .rule(nodes(Side::Source).input_link(Is::Equal, device).no_track().accept())
+        .rule(nodes(Side::Destination).counter().drop().comment("no node speaks there"))
         .rule(Rule::new().input_link(Is::Equal, device).accept())
         .rule(Rule::new().input_group(Is::Equal, names.pod_link_group).jump("pod_source"))
         .rule(Rule::new().input_group(Is::Equal, names.pod_link_group).accept())
@@ -153,6 +171,16 @@ mod tests {
         let expected = ["10.1.0.0/16", "10.2.0.0/16", "100.100.0.0/16"].map(|text| text.parse().unwrap());
         assert_eq!(*remote, Set::v4("remote4", expected));
         assert_eq!(table.chains.len(), 5);
+    }
+
+    #[test]
+    fn the_port_between_nodes_is_closed_before_pods_are_looked_at() {
+        let table = nft_table(&host_state(&facts(), &Config::default()));
+        let arriving = table.chains.iter().find(|chain| chain.name == "arriving").unwrap();
+        let at = |text: &str| arriving.rules.iter().position(|rule| format!("{rule:?}").contains(text)).unwrap();
+        assert!(at("no node speaks there") < at("pod_source"));
+        let nodes = table.sets.iter().find(|set| set.name == "nodes4").unwrap();
+        assert_eq!(*nodes, Set::v4("nodes4", ["100.100.0.0/16".parse().unwrap()]));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The directory as the rest of `meshd` needs it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use mesh_protocol::UnixSeconds;
@@ -64,6 +64,23 @@ impl Directory {
         clusters.chain(nodes.map(|prefix| Pool { cluster: None, prefix })).collect()
     }
 
+    /// Members with a record that have not left: who can be talked to, this node too.
+    pub(crate) fn peers(&self) -> impl Iterator<Item = NodeId> + '_ {
+        let there = self.view.members().filter(|(_, member)| member.record.is_some() && !member.has_departed());
+        there.map(|(node, _)| *node)
+    }
+
+    /// The member that has this address in the mesh for itself.
+    pub(crate) fn node_at(&self, address: Ipv4Addr) -> Option<NodeId> {
+        let (_, node) = self.view.holder_of(IpNet::from(IpAddr::V4(address)))?;
+        (self.view.member(node)?.grant.object.mesh_v4 == address).then_some(node)
+    }
+
+    /// A member's own address in the mesh.
+    pub(crate) fn address_of(&self, node: NodeId) -> Option<Ipv4Addr> {
+        self.view.member(node).map(|member| member.grant.object.mesh_v4)
+    }
+
     /// Node ids of peers with these numbers.
     pub(crate) fn nodes_numbered(&self, numbers: &[u32]) -> Vec<NodeId> {
         let wanted = |(_, number): &(&NodeId, &u32)| numbers.binary_search(number).is_ok();
@@ -77,7 +94,7 @@ impl Directory {
 
     /// A grant has expired only when wall clock and checkpoint agree on it, so that one bad clock never expires a mesh.
     pub(crate) fn expiry_clock(&self, wall: UnixSeconds) -> UnixSeconds {
-        self.checkpoint().map_or(0, |checkpoint| checkpoint.time).min(wall)
+        self.newest_checkpoint().map_or(0, |(checkpoint, _)| checkpoint.time).min(wall)
     }
 
     fn peer(&mut self, node: NodeId, from: &Viewpoint<'_>, mesh: &[IpNet]) -> Option<PeerFacts> {

@@ -5,6 +5,7 @@ use mesh_protocol::id::{Hash, MeshId, Position};
 use mesh_protocol::record::{Checkpoint, TrustPolicy};
 use mesh_protocol::trust::next_state;
 
+use super::worlds::States;
 use super::{Gap, Mark};
 
 /// Changes as they arrive: see [`Items`](mesh_protocol::control::ServerMessage::Items).
@@ -53,7 +54,7 @@ impl Stream {
         if forward && attaches { Ok(()) } else { Err(Gap { from: batch.from, at }) }
     }
 
-    pub(super) fn advance(&mut self, batch: &Batch<'_>, mesh: MeshId) {
+    pub(super) fn advance(&mut self, batch: &Batch<'_>, mesh: MeshId, states: &mut States) {
         if batch.is_map() {
             let more = batch.to == batch.from;
             self.in_map = more.then_some(batch.from.epoch);
@@ -64,8 +65,13 @@ impl Stream {
         let changes = batch.to.revision - batch.from.revision;
         let whole = usize::try_from(changes) == Ok(batch.items.len());
         let state = self.mark.and_then(|mark| mark.state).filter(|_| whole);
-        let state =
-            state.map(|state| batch.items.iter().fold(state, |state, item| next_state(state, hash(item, mesh))));
+        let state = state.map(|mut state| {
+            for (revision, item) in (batch.from.revision + 1..).zip(batch.items) {
+                state = next_state(state, hash(item, mesh));
+                states.note(Position { epoch: batch.from.epoch, revision }, state);
+            }
+            state
+        });
         self.mark = Some(Mark { position: batch.to, state });
     }
 

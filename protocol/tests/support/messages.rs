@@ -2,7 +2,8 @@
 
 use mesh_protocol::control::{JoinReply, JoinRequest, NodeMessage, Refusal, RefusalCode, ServerMessage};
 use mesh_protocol::envelope::Envelope;
-use mesh_protocol::id::Position;
+use mesh_protocol::id::{Hash, Position};
+use mesh_protocol::peer::{ChainHead, CheckpointHead, Heads, PeerMessage, Piece, RecordHead, Want};
 
 use super::*;
 
@@ -68,5 +69,33 @@ pub fn server_messages() -> Vec<(&'static str, ServerMessage)> {
         ("ping", ServerMessage::Ping { nonce: 77 }),
         ("error", ServerMessage::Error { refusal: refusal() }),
         ("replaced", ServerMessage::Replaced { node: node(1) }),
+    ]
+}
+
+pub fn peer_messages() -> Vec<(&'static str, PeerMessage)> {
+    let position = Position { epoch: 7, revision: 42 };
+    let record = RecordHead { seq: 3, hash: Hash([3; 32]) };
+    let revoker = keyserver().verify_key().id();
+    let heads = Heads {
+        policy_version: 1,
+        policy: Hash([1; 32]),
+        revocations: vec![ChainHead { revoker, number: 2, hash: Hash([2; 32]) }],
+        checkpoint: Some(CheckpointHead { position, state: Hash([4; 32]), time: 1_800_000_000 }),
+        position: Some(position),
+        generation: 1,
+        own: record,
+        yours: Some(record),
+        cut_off: false,
+        ask: true,
+    };
+    let want = Want::Revocation { revoker, number: 2 };
+    let piece = Piece::of(b"an envelope", 0);
+    vec![
+        ("heads", PeerMessage::Heads { heads }),
+        ("get", PeerMessage::Get { want, offset: 1024 }),
+        ("part", PeerMessage::Part { want, offset: 0, piece }),
+        ("part, not there", PeerMessage::Part { want: Want::Policy { version: 3 }, offset: 0, piece: None }),
+        ("get members", PeerMessage::Get { want: Want::Members { after: Some(node(1)) }, offset: 0 }),
+        ("get record", PeerMessage::Get { want: Want::Record { node: node(1) }, offset: 0 }),
     ]
 }
