@@ -226,7 +226,8 @@ fn start_control(state: &StateDir, config: &Config, seen: HostFacts, alarms: &Al
     let identity = Identity::open(state, config.device.lanes)?;
     let directory = Directory::open(state, &identity)?;
     let datagrams = Datagrams::bind(identity.grant().mesh_v4);
-    let failed = datagrams.as_ref().err().map(|error| format!("UDP port {} in the mesh: {error}", mesh_protocol::peer::PORT));
+    let failed =
+        datagrams.as_ref().err().map(|error| format!("UDP port {} in the mesh: {error}", mesh_protocol::peer::PORT));
     alarms.set("peer-exchange", failed);
     Ok(control::start(control_setup(config), identity, directory, seen, datagrams.ok()))
 }

@@ -305,10 +305,15 @@ impl Exchange {
     /// Sends what is due.
     pub(crate) fn handle_timeout(&mut self, directory: &Directory, own: &OwnWord, now: Instant) {
         self.talks.retain(|node, _| directory.view().member(*node).is_some());
-        let late: Vec<NodeId> =
-            self.talks.iter().filter(|(_, talk)| talk.pull_due().is_some_and(|due| due <= now)).map(|(n, _)| *n).collect();
+        let late: Vec<NodeId> = self
+            .talks
+            .iter()
+            .filter(|(_, talk)| talk.pull_due().is_some_and(|due| due <= now))
+            .map(|(n, _)| *n)
+            .collect();
         for node in late {
-            let again = self.talks.get_mut(&node).and_then(|talk| talk.pull.as_mut()).is_some_and(|pull| pull.retry(now));
+            let again =
+                self.talks.get_mut(&node).and_then(|talk| talk.pull.as_mut()).is_some_and(|pull| pull.retry(now));
             if again {
                 self.ask(node);
             } else {

@@ -121,6 +121,7 @@ fn control_frames() {
             "join-reply": frames(messages::join_replies()),
             "node": frames(messages::node_messages()),
             "keyserver": frames(messages::server_messages()),
+            "peer": frames(messages::peer_messages()),
         }),
     );
 }

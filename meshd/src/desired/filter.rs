@@ -67,20 +67,21 @@ pub(crate) fn nft_table(state: &HostState) -> Table {
     table.chains = vec![
         pod_source(filter),
         arriving(filter, names, device),
-        Chain::hooked("untracked", ChainKind::Filter, HookPoint::Output, RAW).rule(
-            Rule::new()
-                .udp_port(Side::Source, filter.port_range())
-                .mark(Is::Equal, names.mark, names.mark_mask)
-                .no_track()
-                .comment("our datagrams"),
-        )
-        .rule(
-            Rule::new()
-                .output_link(Is::Equal, device)
-                .udp_port(Side::Source, PORT..=PORT)
-                .no_track()
-                .comment("between nodes"),
-        ),
+        Chain::hooked("untracked", ChainKind::Filter, HookPoint::Output, RAW)
+            .rule(
+                Rule::new()
+                    .udp_port(Side::Source, filter.port_range())
+                    .mark(Is::Equal, names.mark, names.mark_mask)
+                    .no_track()
+                    .comment("our datagrams"),
+            )
+            .rule(
+                Rule::new()
+                    .output_link(Is::Equal, device)
+                    .udp_port(Side::Source, PORT..=PORT)
+                    .no_track()
+                    .comment("between nodes"),
+            ),
         pinning(filter, device),
         leaving(names, device),
     ];

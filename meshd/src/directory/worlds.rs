@@ -121,9 +121,9 @@ impl Directory {
         let behind = |heard: &Checkpoint| {
             heard.position.epoch == got.position.epoch && heard.position.revision > got.position.revision
         };
-        self.heard.as_ref().is_some_and(|heard| {
-            behind(&heard.checkpoint) && now.saturating_duration_since(heard.since) >= SHOW_WITHIN
-        })
+        self.heard
+            .as_ref()
+            .is_some_and(|heard| behind(&heard.checkpoint) && now.saturating_duration_since(heard.since) >= SHOW_WITHIN)
     }
 
     /// Takes a policy, grant, record, endpoints or revocation that a peer passed on: by the same rules as from a

@@ -32,14 +32,7 @@ impl Party {
         let record = view.member(World::node(number)).and_then(serve::record_head).unwrap();
         let own = OwnWord { node: World::node(number), generation: 1, record, cut_off: true };
         let directory = Directory::new(view, own.node, None);
-        Self {
-            number,
-            directory,
-            exchange: Exchange::new(now, number.into()),
-            own,
-            fresh: 0,
-            own_records: Vec::new(),
-        }
+        Self { number, directory, exchange: Exchange::new(now, number.into()), own, fresh: 0, own_records: Vec::new() }
     }
 
     fn hears(&mut self, from: NodeId, bytes: &[u8], now: Instant) {
@@ -64,7 +57,10 @@ fn talk(parties: &mut [Party], start: Instant, seconds: u64) -> usize {
         loop {
             let mut sent = Vec::new();
             for party in parties.iter_mut() {
-                sent.extend(std::iter::from_fn(|| party.exchange.poll_transmit()).map(|(to, bytes)| (party.own.node, to, bytes)));
+                sent.extend(
+                    std::iter::from_fn(|| party.exchange.poll_transmit())
+                        .map(|(to, bytes)| (party.own.node, to, bytes)),
+                );
             }
             if sent.is_empty() {
                 break;
@@ -97,8 +93,7 @@ fn world() -> (World, usize) {
 fn a_revocation_spreads_without_a_keyserver() {
     let ((mut world, seen), now) = (world(), Instant::now());
     world.revoke(3);
-    let mut parties =
-        [Party::new(&world, 1, seen + 1, now), Party::new(&world, 2, seen, now)];
+    let mut parties = [Party::new(&world, 1, seen + 1, now), Party::new(&world, 2, seen, now)];
     assert!(parties[1].directory.view().member(World::node(3)).is_some());
     talk(&mut parties, now, 2);
     assert!(parties[1].directory.view().member(World::node(3)).is_none());
@@ -130,12 +125,7 @@ fn a_node_nobody_told_of_is_learned_with_policy_grant_and_record() {
     let mut parties = [Party::new(&world, 1, all, now), Party::new(&world, 2, seen, now)];
     // Positions are what tells a node that there is something to list.
     let items = &world.history;
-    let batch = crate::directory::Batch {
-        from: world.position_at(0),
-        to: world.position(),
-        items,
-        checkpoint: None,
-    };
+    let batch = crate::directory::Batch { from: world.position_at(0), to: world.position(), items, checkpoint: None };
     parties[0].directory.begin_stream();
     parties[0].directory.apply_batch(&batch, now).unwrap();
     talk(&mut parties, now, 2);
@@ -231,7 +221,8 @@ fn a_peer_that_promises_and_lies_is_bounded() {
     let mut party = Party::new(&world, 1, seen, now);
     let liar = World::node(2);
     let mut heads = serve::heads(&party.directory, &party.own, liar, 0, false);
-    heads.own = RecordHead { seq: 1, hash: party.directory.view().member(liar).and_then(serve::record_head).unwrap().hash };
+    heads.own =
+        RecordHead { seq: 1, hash: party.directory.view().member(liar).and_then(serve::record_head).unwrap().hash };
     heads.yours = Some(party.own.record);
     heads.policy_version = u64::MAX;
     heads.position = Some(Position { epoch: 1, revision: u64::MAX });
