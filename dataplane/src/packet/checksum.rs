@@ -5,15 +5,21 @@
 /// The sum does not depend on the order of bytes within words (RFC 1071, section 2B): it is taken over larger words as
 /// the processor has them, and swapped in the end.
 pub fn sum(bytes: &[u8]) -> u64 {
-    let mut wide = bytes.chunks_exact(8);
-    let mut total: u64 = wide
-        .by_ref()
-        .map(|w| u64::from_ne_bytes([w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]]))
-        .map(|word| (word & 0xffff_ffff) + (word >> 32))
-        .sum();
-    let mut narrow = wide.remainder().chunks_exact(2);
-    total += narrow.by_ref().map(|w| u64::from(u16::from_ne_bytes([w[0], w[1]]))).sum::<u64>();
-    if let [last] = narrow.remainder() {
+    let (wide, rest) = bytes.as_chunks::<32>();
+    // Sums that do not wait for each other; none overflows before 16 GiB.
+    let mut sums = [0u64; 8];
+    for chunk in wide {
+        let (words, _) = chunk.as_chunks::<4>();
+        for (sum, word) in sums.iter_mut().zip(words) {
+            *sum += u64::from(u32::from_ne_bytes(*word));
+        }
+    }
+    let (words, last) = rest.as_chunks::<2>();
+    let mut total: u64 = sums.into_iter().sum();
+    for word in words {
+        total += u64::from(u16::from_ne_bytes(*word));
+    }
+    if let [last] = last {
         total += u64::from(u16::from_ne_bytes([*last, 0]));
     }
     u64::from(u16::from_be(fold(total)))
