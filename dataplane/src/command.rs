@@ -157,6 +157,8 @@ pub struct LaneSnapshot {
     pub queue_attached: bool,
     /// Packets whose flow hashes to another lane than the one they came on; 0 while flows keep their lane.
     pub strayed_packets: u64,
+    /// Packets handed to lane 0: the peer has no other, or theirs does not answer.
+    pub crossed_packets: u64,
 }
 
 /// Inner packets and their bytes, both ways.
@@ -208,6 +210,17 @@ pub struct PeerSnapshot {
     pub refused_packets: u64,
     /// Its tunnels, in the order in which they are preferred for sending, best last.
     pub tunnels: Vec<TunnelSnapshot>,
+    /// Pairs of lanes on which handshakes stay unanswered: their flows use lane 0.
+    pub blocked: Vec<LanePair>,
+}
+
+/// One of our lanes with one of a peer's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LanePair {
+    /// Number of our lane.
+    pub local: usize,
+    /// Number of the peer's.
+    pub remote: usize,
 }
 
 impl PeerSnapshot {
@@ -221,6 +234,7 @@ impl PeerSnapshot {
         self.wire.merge(other.wire);
         self.refused_packets += other.refused_packets;
         self.tunnels.extend(other.tunnels);
+        self.blocked.extend(other.blocked);
     }
 }
 
@@ -229,6 +243,8 @@ impl PeerSnapshot {
 pub struct TunnelSnapshot {
     /// Number of the lane that owns it.
     pub lane: usize,
+    /// Number of the peer's lane at its other end.
+    pub remote_lane: usize,
     /// Epoch of our key.
     pub local_epoch: u64,
     /// Epoch of the peer's key.

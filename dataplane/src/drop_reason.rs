@@ -36,6 +36,8 @@ drop_reasons! {
     NoEndpoint = "no_endpoint",
     /// Outbound: more packets wait for a handshake than the queue holds.
     QueueFull = "queue_full",
+    /// Outbound: more packets cross to lane 0 than the queue holds.
+    CrossingFull = "crossing_full",
     /// Outbound: waited for a handshake that did not come.
     HandshakeTimeout = "handshake_timeout",
     /// Outbound: the kernel refused the datagram.
@@ -56,6 +58,8 @@ drop_reasons! {
     CookieDemanded = "cookie_demanded",
     /// Inbound: a handshake whose static key belongs to no peer, or cannot be opened.
     UnknownPeer = "unknown_peer",
+    /// Inbound: a handshake from a lane of the peer that has nothing to do with the one it reached.
+    WrongLane = "wrong_lane",
     /// Inbound: a handshake message that is old, replayed or answers nothing.
     StaleHandshake = "stale_handshake",
     /// Inbound: a handshake message that does not authenticate.

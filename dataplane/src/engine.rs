@@ -8,6 +8,7 @@
 //! Control never shares a lock with packets: a lane looks at its mailbox when the eventfd says so.
 #![allow(clippy::disallowed_methods, reason = "the one place that reads the clock and draws seeds")]
 
+mod crossing;
 mod mailbox;
 mod worker;
 
@@ -25,20 +26,18 @@ use std::{
 use crate::{
     clock,
     command::{Command, Event, Snapshot},
-    lane::{Lane, LaneConfig},
+    lane::{Lane, LaneConfig, MAX_LANES},
     table::{PeerId, Table},
     tun::Queue,
     udp::Socket,
 };
 use mailbox::{Letter, Mailbox};
-use worker::Worker;
+use worker::{Mailboxes, Worker};
 
 /// Events that wait for control at most; each is under 2 KiB, most are under 100 bytes.
 const EVENTS: usize = 1_024;
 /// How long a snapshot waits for a lane.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(1);
-/// Lanes an engine may have: three bits of the receiver index name the lane.
-pub const MAX_LANES: usize = 8;
 
 /// What all lanes of an engine have in common.
 #[derive(Debug, Clone)]
@@ -69,7 +68,7 @@ pub struct LaneParts {
 #[non_exhaustive]
 pub enum EngineError {
     /// No lanes, or more than eight.
-    #[error("{0} lanes, must be 1 to {MAX_LANES}")]
+    #[error("{0} lanes, must be 1, 2, 4 or {MAX_LANES}")]
     LaneCount(usize),
     /// There is no such lane.
     #[error("no lane {0}")]
@@ -141,7 +140,7 @@ impl Engine {
     ///
     /// [`EngineError::LaneCount`], [`EngineError::Start`]; nothing keeps running then.
     pub fn start(config: EngineConfig, table: Arc<Table>, lanes: Vec<LaneParts>) -> Result<Self, EngineError> {
-        if !(1..=MAX_LANES).contains(&lanes.len()) {
+        if !lanes.len().is_power_of_two() || lanes.len() > MAX_LANES {
             return Err(EngineError::LaneCount(lanes.len()));
         }
         let count = lanes.len();
@@ -160,7 +159,8 @@ impl Engine {
                 };
                 let lane = Lane::new(lane_config, Arc::clone(&table), clock::Instant::now());
                 let mailbox = Arc::new(Mailbox::new()?);
-                let worker = Worker::new(lane, parts, Arc::clone(&mailbox), sender.clone());
+                let first = engine.lanes.first().map(|first| Arc::clone(&first.mailbox));
+                let worker = Worker::new(lane, parts, Mailboxes { own: Arc::clone(&mailbox), first }, sender.clone());
                 let thread = thread::Builder::new().name(format!("lane-{number}")).spawn(move || worker.run())?;
                 Ok(Running { mailbox, thread: Some(thread) })
             };
@@ -238,13 +238,18 @@ impl Engine {
         }
         drop(sender);
         let deadline = Instant::now() + SNAPSHOT_PATIENCE;
-        let mut snapshot = Snapshot::default();
+        let mut answers = Vec::with_capacity(asked);
         for _ in 0..asked {
             let patience = deadline.saturating_duration_since(Instant::now());
-            let Ok((lane, peers)) = receiver.recv_timeout(patience) else { break };
+            let Ok(answer) = receiver.recv_timeout(patience) else { break };
+            answers.push(answer);
+        }
+        // Lane 0 has the first word about a peer's endpoint.
+        answers.sort_by_key(|(lane, _)| lane.lane);
+        let mut snapshot = Snapshot::default();
+        for (lane, peers) in answers {
             snapshot.merge(lane, peers);
         }
-        snapshot.lanes.sort_by_key(|lane| lane.lane);
         snapshot
     }
 

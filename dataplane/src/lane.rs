@@ -10,9 +10,11 @@
 //! set_table ─> tables                  └─> poll_event
 //! ```
 
+mod crossing;
 mod handshakes;
 mod inbound;
 mod outbound;
+mod pairs;
 mod tables;
 mod timers;
 mod wheel;
@@ -25,14 +27,17 @@ use crate::{
     command::{Event, LaneSnapshot, PeerSnapshot},
     drop_reason::{DropCounters, DropReason},
     packet::flow::FlowHash,
-    peer::{Peer, handshake::Gate, index::Indices},
+    peer::{Peer, PeerSlot, handshake::Gate, index::Indices},
     random::Random,
-    table::{PeerId, Table},
+    table::Table,
     tun::Packets,
     udp::Datagrams,
 };
+use pairs::Pairs;
 use wheel::Wheel;
 
+/// Lanes a node may have: three bits of the receiver index name the lane.
+pub const MAX_LANES: usize = 8;
 /// Events kept between two drains; each is small but for datagrams of up to 1,500 bytes: 400 KiB.
 const MAX_EVENTS: usize = 256;
 /// Bytes of packets that wait for handshakes with all peers together; the newest are dropped beyond.
@@ -48,7 +53,7 @@ const MAX_CONTROL_DATAGRAM: usize = 1_500;
 pub struct LaneConfig {
     /// Its number.
     pub lane: usize,
-    /// How many lanes there are.
+    /// How many lanes there are, a power of two up to [`MAX_LANES`].
     pub lanes: usize,
     /// Key of the flow hash.
     pub flow_key: [u8; 16],
@@ -66,6 +71,8 @@ pub struct Output {
     pub datagrams: Datagrams,
     /// To be written to the lane's queue.
     pub packets: Packets,
+    /// To be handed to [`Lane::handle_crossed`] of lane 0, in this order.
+    pub crossing: Packets,
 }
 
 impl Default for Output {
@@ -77,20 +84,26 @@ impl Default for Output {
 impl Output {
     /// Room for 320 datagrams, 320 packets, or 384 KiB of either.
     pub fn new() -> Self {
-        Self { datagrams: Datagrams::new(ROOM_BYTES, ROOM_ITEMS), packets: Packets::new(ROOM_BYTES, ROOM_ITEMS) }
+        Self {
+            datagrams: Datagrams::new(ROOM_BYTES, ROOM_ITEMS),
+            packets: Packets::new(ROOM_BYTES, ROOM_ITEMS),
+            crossing: Packets::new(ROOM_BYTES, ROOM_ITEMS),
+        }
     }
 
     /// True if a call might find no room for what it makes, and drop it.
     pub fn is_nearly_full(&self) -> bool {
         // One call may put out the fragments of the largest packet, 53, or a few messages beside the one it is about.
         let is_short = self.datagrams.len() >= ROOM_ITEMS - 64 || self.datagrams.left() < 3 * ROOM;
-        is_short || self.packets.len() >= ROOM_ITEMS - 64 || self.packets.is_full()
+        let is_full = |packets: &Packets| packets.len() >= ROOM_ITEMS - 64 || packets.is_full();
+        is_short || is_full(&self.packets) || is_full(&self.crossing)
     }
 
     /// Forgets all that is in it.
     pub fn clear(&mut self) {
         self.datagrams.clear();
         self.packets.clear();
+        self.crossing.clear();
     }
 }
 
@@ -99,11 +112,12 @@ pub struct Lane {
     config: LaneConfig,
     table: Arc<Table>,
     flow: FlowHash,
+    pairs: Pairs,
     random: Random,
     gate: Gate,
     indices: Indices,
     wheel: Wheel,
-    /// By peer number; only peers that were talked to since they came into the table.
+    /// By peer number and slot; only peers that were talked to since they came into the table.
     peers: Vec<Option<Box<Peer>>>,
     events: VecDeque<Event>,
     /// Bytes that wait for handshakes.
@@ -132,6 +146,7 @@ impl Lane {
     pub fn new(config: LaneConfig, table: Arc<Table>, now: Instant) -> Self {
         let mut lane = Self {
             flow: FlowHash::new(config.flow_key),
+            pairs: Pairs::new(config.lane, config.lanes),
             random: Random::new(&config.seed),
             gate: Gate::new(config.handshakes_per_second, config.lanes, &table),
             indices: Indices::new(config.lane),
@@ -223,10 +238,10 @@ impl Lane {
     }
 
     /// Takes a peer out to work on it; it must be [`put`](Self::put) back. Makes it if the table knows it.
-    fn take_peer(&mut self, id: PeerId, now: Instant) -> Option<Box<Peer>> {
-        let position = id.0 as usize;
+    fn take_peer(&mut self, at: PeerSlot, now: Instant) -> Option<Box<Peer>> {
+        let position = self.pairs.position(at);
         if self.peers.get(position).is_none_or(Option::is_none) {
-            let peer = self.make_peer(id, now)?;
+            let peer = self.make_peer(at, now)?;
             if self.peers.len() <= position {
                 self.peers.resize_with(position + 1, || None);
             }
@@ -236,7 +251,7 @@ impl Lane {
     }
 
     fn put(&mut self, peer: Box<Peer>) {
-        let position = peer.id.0 as usize;
+        let position = self.pairs.position(peer.at());
         self.peers[position] = Some(peer);
     }
 }

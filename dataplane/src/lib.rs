@@ -33,4 +33,4 @@ pub use command::{Command, Event, PeerSnapshot, Snapshot, TunnelSnapshot};
 pub use drop_reason::{DropCounters, DropReason};
 pub use engine::{Engine, EngineConfig, EngineError, Events, LaneParts};
 pub use key::{PresharedKey, PublicKey, SecretKey};
-pub use table::{LocalKey, PeerId, PeerSpec, RemoteKey, Table, TableError, TableSpec};
+pub use table::{Lanes, LocalKey, PeerId, PeerSpec, RemoteKey, Table, TableError, TableSpec};

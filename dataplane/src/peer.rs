@@ -10,7 +10,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use crate::{
     clock::Instant,
-    command::{PeerSnapshot, Traffic, TunnelSnapshot},
+    command::{LanePair, PeerSnapshot, Traffic, TunnelSnapshot},
     key::PublicKey,
     table::PeerId,
 };
@@ -23,6 +23,41 @@ const MAX_WAITING_BYTES: usize = 128 << 10;
 /// After a newer tunnel carried data, one on older keys is kept until it was idle for so long.
 pub(crate) const RETIRE_AFTER: Duration = Duration::from_secs(360);
 
+/// One of a lane's pairs with a lane of a peer's: see [`lane::pairs`](crate::lane).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PeerSlot {
+    pub(crate) id: PeerId,
+    pub(crate) slot: u8,
+}
+
+impl PeerSlot {
+    /// The pair that every lane has with every peer.
+    pub(crate) fn first(id: PeerId) -> Self {
+        Self { id, slot: 0 }
+    }
+}
+
+/// Why packets of a pair of lanes go by lane 0 instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Detour {
+    /// They do not.
+    None,
+    /// The peer is plain WireGuard, and this is another lane.
+    Plain,
+    /// A handshake stayed unanswered; the last one was begun then.
+    Blocked { tried: Instant },
+}
+
+/// What a pair of lanes has to be told about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pairing {
+    pub(crate) slot: u8,
+    /// Slots that our lane has with this peer.
+    pub(crate) slots: u8,
+    pub(crate) remote_lane: u8,
+    pub(crate) detour: Detour,
+}
+
 /// The tunnel that handshakes are to be begun on: the newest keys of both ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Desired {
@@ -34,6 +69,13 @@ pub(crate) struct Desired {
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) id: PeerId,
+    /// Which pair of lanes this is; the same peer may be there once for each.
+    pub(crate) slot: u8,
+    /// How many pairs our lane has with this peer.
+    pub(crate) slots: u8,
+    /// The peer's lane.
+    pub(crate) remote_lane: u8,
+    pub(crate) detour: Detour,
     pub(crate) desired: Desired,
     pub(crate) tunnels: Vec<Tunnel>,
     pub(crate) path: Path,
@@ -56,9 +98,14 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn new(id: PeerId, desired: Desired, path: Path, now: Instant) -> Self {
+    pub(crate) fn new(id: PeerId, pairing: Pairing, desired: Desired, path: Path, now: Instant) -> Self {
+        let Pairing { slot, slots, remote_lane, detour } = pairing;
         Self {
             id,
+            slot,
+            slots,
+            remote_lane,
+            detour,
             desired,
             tunnels: Vec::new(),
             path,
@@ -74,6 +121,11 @@ impl Peer {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
         }
+    }
+
+    /// Where its lane keeps it.
+    pub(crate) fn at(&self) -> PeerSlot {
+        PeerSlot { id: self.id, slot: self.slot }
     }
 
     /// Position of the tunnel to send on: the newest confirmed one whose session is alive.
@@ -160,6 +212,7 @@ impl Peer {
         ordered.sort_by_key(|tunnel| tunnel.order);
         let tunnels = ordered.into_iter().map(|tunnel| TunnelSnapshot {
             lane,
+            remote_lane: self.remote_lane.into(),
             local_epoch: tunnel.key.local_epoch,
             remote_epoch: tunnel.key.remote_epoch,
             confirmed: tunnel.can_send(now),
@@ -175,6 +228,10 @@ impl Peer {
             wire: self.wire,
             refused_packets: self.refused_packets,
             tunnels: tunnels.collect(),
+            blocked: match self.detour {
+                Detour::Blocked { .. } => vec![LanePair { local: lane, remote: self.remote_lane.into() }],
+                Detour::None | Detour::Plain => Vec::new(),
+            },
         }
     }
 }

@@ -14,7 +14,10 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::key::{PresharedKey, PublicKey, SecretKey};
+use crate::{
+    key::{PresharedKey, PublicKey, SecretKey},
+    lane::MAX_LANES,
+};
 use prefix::PrefixMap;
 
 /// Number of a peer: small, chosen by control, stable as long as the peer is the same.
@@ -24,7 +27,7 @@ use prefix::PrefixMap;
 pub struct PeerId(pub u32);
 
 impl PeerId {
-    /// Largest number a peer may have: with 8 bytes a peer, a lane's array stays under 8 MiB.
+    /// Largest number a peer may have: with 8 bytes for each of 8 pairs of lanes, the lanes' arrays stay under 64 MiB.
     pub const MAX: PeerId = PeerId(1_000_000);
 }
 
@@ -52,6 +55,26 @@ pub struct RemoteKey {
     pub public: PublicKey,
 }
 
+/// What a peer knows of lanes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Lanes {
+    /// Nothing: it is plain WireGuard. Our lane 0 carries all its packets.
+    #[default]
+    Plain,
+    /// It has so many, a power of two up to 8, each on a port of its own: the endpoint's and the next ones.
+    Each(u8),
+}
+
+impl Lanes {
+    /// How many it has.
+    pub fn count(self) -> u8 {
+        match self {
+            Lanes::Plain => 1,
+            Lanes::Each(count) => count.max(1),
+        }
+    }
+}
+
 /// All that the data plane knows of one peer.
 #[derive(Debug, Clone)]
 pub struct PeerSpec {
@@ -63,10 +86,12 @@ pub struct PeerSpec {
     pub preshared_key: Option<PresharedKey>,
     /// Inner prefixes sent to it and accepted from it. Host bits are ignored.
     pub allowed_ips: Vec<IpNet>,
-    /// Where it may be reached, best first. May be empty: then only the peer can begin.
+    /// Where its lane 0 may be reached, best first. May be empty: then only the peer can begin.
     pub endpoints: Vec<SocketAddr>,
     /// Keep a session up and send an empty packet whenever nothing was sent for so long.
     pub keepalive: Option<Duration>,
+    /// Its lanes.
+    pub lanes: Lanes,
 }
 
 /// What a [`Table`] is made of.
@@ -157,6 +182,14 @@ pub enum TableError {
         /// The endpoint.
         endpoint: SocketAddr,
         /// Whose it is.
+        peer: PeerId,
+    },
+    /// Not a power of two up to 8.
+    #[error("peer {peer} has {lanes} lanes, must be 1, 2, 4 or 8")]
+    BadLanes {
+        /// How many.
+        lanes: u8,
+        /// Whose.
         peer: PeerId,
     },
     /// Below what IPv4 and IPv6 need.
@@ -314,6 +347,11 @@ fn check_peer(peer: &PeerSpec) -> Result<(), TableError> {
     if peer.keys.is_empty() {
         return Err(TableError::NoRemoteKey(peer.id));
     }
+    if let Lanes::Each(lanes) = peer.lanes
+        && !(lanes.is_power_of_two() && usize::from(lanes) <= MAX_LANES)
+    {
+        return Err(TableError::BadLanes { lanes, peer: peer.id });
+    }
     for remote in &peer.keys {
         if crate::peer::curve::is_low_order(&remote.public) {
             return Err(TableError::LowOrderKey { key: remote.public, peer: peer.id });
@@ -346,6 +384,7 @@ mod tests {
             allowed_ips: vec![prefix.parse().unwrap()],
             endpoints: Vec::new(),
             keepalive: None,
+            lanes: Lanes::Plain,
         }
     }
 
@@ -367,13 +406,15 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         type Case = (&'static str, fn(&mut TableSpec));
-        let cases: [Case; 10] = [
+        let cases: [Case; 12] = [
             ("no local key", |s| s.local_keys.clear()),
             ("local keys are not in order", |s| s.local_keys.reverse()),
             ("peer number 1 is used twice", |s| {
                 s.peers[1] = PeerSpec { keys: peer(9, "::/0").keys, ..peer(1, "::/0") }
             }),
             ("peer number 1000001 is too large", |s| s.peers[0].id = PeerId(1_000_001)),
+            ("peer 1 has 3 lanes", |s| s.peers[0].lanes = Lanes::Each(3)),
+            ("peer 1 has 16 lanes", |s| s.peers[0].lanes = Lanes::Each(16)),
             ("peer 2 has no key", |s| s.peers[1].keys.clear()),
             ("of peer 2 has another holder", |s| s.peers[1].keys = s.peers[0].keys.clone()),
             ("of peer 1 has another holder", |s| s.peers[0].keys[0].public = secret(1).to_public()),

@@ -7,8 +7,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use lab::{secret, table, wait_until};
 use mesh_dataplane::{
-    Command, Engine, EngineConfig, EngineError, Event, LaneParts, LocalKey, PeerId, PeerSpec, RemoteKey, SecretKey,
-    Table, TableSpec,
+    Command, Engine, EngineConfig, EngineError, Event, LaneParts, Lanes, LocalKey, PeerId, PeerSpec, RemoteKey,
+    SecretKey, Table, TableSpec,
     tun::memory::MemoryQueue,
     udp::memory::{MemoryNetwork, MemorySocket},
 };
@@ -129,7 +129,7 @@ fn commands_reach_the_lane() {
 fn no_lanes_is_refused() {
     let table = table(secret(1), &[], secret(7).to_public(), &[], None);
     let error = Engine::start(EngineConfig::default(), table, Vec::new()).unwrap_err();
-    assert_eq!(error.to_string(), "0 lanes, must be 1 to 8");
+    assert_eq!(error.to_string(), "0 lanes, must be 1, 2, 4 or 8");
 }
 
 #[test]
@@ -144,6 +144,7 @@ fn ten_thousand_known_peers_want_nothing() {
             allowed_ips: vec![format!("10.{}.{}.0/24", n >> 8, n & 255).parse().unwrap()],
             endpoints: vec![SocketAddr::from(([192, 0, 2, 1], 7100))],
             keepalive: None,
+            lanes: Lanes::Plain,
         }
     });
     let local_keys = vec![LocalKey { epoch: 1, secret: secret(9) }];

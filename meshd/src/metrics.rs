@@ -161,7 +161,7 @@ impl Collector for Seen {
 impl Seen {
     fn lanes(&self, to: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         type Value = fn(&mesh_dataplane::command::LaneSnapshot) -> u64;
-        let counters: [(&str, &str, Value); 8] = [
+        let counters: [(&str, &str, Value); 9] = [
             ("mesh_dataplane_received_packets", "Inner packets received", |lane| lane.traffic.rx_packets),
             ("mesh_dataplane_received_bytes", "Their bytes", |lane| lane.traffic.rx_bytes),
             ("mesh_dataplane_sent_packets", "Inner packets sent", |lane| lane.traffic.tx_packets),
@@ -172,6 +172,7 @@ impl Seen {
             ("mesh_dataplane_strayed_packets", "Packets that came on another lane than their flow's", |lane| {
                 lane.strayed_packets
             }),
+            ("mesh_dataplane_crossed_packets", "Packets handed to lane 0", |lane| lane.crossed_packets),
         ];
         for (name, help, value) in counters {
             let constant = ConstCounter::new(0_u64);

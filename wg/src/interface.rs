@@ -10,7 +10,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use mesh_dataplane::{LocalKey, PeerId, PeerSpec, PresharedKey, PublicKey, RemoteKey, SecretKey};
+use mesh_dataplane::{Lanes, LocalKey, PeerId, PeerSpec, PresharedKey, PublicKey, RemoteKey, SecretKey};
 
 use crate::uapi::{AllowedIp, DeviceChange, PeerChange};
 
@@ -152,6 +152,7 @@ impl Interface {
             allowed_ips: peer.allowed_ips.values().copied().collect(),
             endpoints: peer.endpoint.into_iter().collect(),
             keepalive: (peer.keepalive > 0).then(|| Duration::from_secs(peer.keepalive.into())),
+            lanes: Lanes::Plain,
         };
         self.peers.iter().map(spec).collect()
     }

@@ -4,7 +4,7 @@
 use std::{cell::RefCell, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_dataplane::{
-    LocalKey, PeerId, PeerSpec, RemoteKey, SecretKey, Table, TableSpec,
+    Lanes, LocalKey, PeerId, PeerSpec, RemoteKey, SecretKey, Table, TableSpec,
     clock::Instant,
     lane::{Lane, LaneConfig, Output},
     packet::{
@@ -41,6 +41,7 @@ fn lane(own: u8, other: u8, own_prefixes: &[&str], allowed: &[&str]) -> Lane {
             allowed_ips: nets(allowed),
             endpoints: vec![address(other)],
             keepalive: None,
+            lanes: Lanes::Plain,
         }],
         own_prefixes: nets(own_prefixes),
         ..TableSpec::default()

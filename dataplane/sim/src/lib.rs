@@ -77,10 +77,16 @@ impl Sim {
         Self { now, nodes: Vec::new(), link: Link::seeded(seed), flows: Vec::new(), seed }
     }
 
-    /// Adds `count` nodes that know each other.
-    pub fn nodes(mut self, count: usize) -> Self {
-        let start = self.nodes.len();
-        self.nodes.extend((start..start + count).map(|number| Node::new(number, self.seed, self.now)));
+    /// Adds `count` nodes of one lane that know each other.
+    pub fn nodes(self, count: usize) -> Self {
+        self.nodes_with_lanes(&vec![1; count])
+    }
+
+    /// Adds nodes of so many lanes that know each other.
+    pub fn nodes_with_lanes(mut self, lanes: &[usize]) -> Self {
+        for lanes in lanes {
+            self.nodes.push(Node::new(self.nodes.len(), *lanes, self.seed, self.now));
+        }
         self.publish_all();
         self
     }
@@ -145,6 +151,12 @@ impl Sim {
         self.publish(number);
     }
 
+    /// Starts a node anew with another number of lanes.
+    pub fn restart_with_lanes(&mut self, number: usize, lanes: usize) {
+        self.nodes[number].change_lanes(lanes);
+        self.restart(number);
+    }
+
     /// Sends one packet; returns its number.
     pub fn send(&mut self, from: usize, to: usize) -> u32 {
         let number = self.nodes[from].next_number();
@@ -161,7 +173,12 @@ impl Sim {
 
     /// Hands a node a datagram as if it had arrived from the network.
     pub fn inject(&mut self, to: usize, datagram: &[u8], source: std::net::SocketAddr) {
-        self.nodes[to].handle_datagram(source.into(), datagram, self.now);
+        self.inject_to(to, 0, datagram, source);
+    }
+
+    /// The same for a lane other than the first.
+    pub fn inject_to(&mut self, to: usize, lane: usize, datagram: &[u8], source: std::net::SocketAddr) {
+        self.nodes[to].handle_datagram(lane, source.into(), datagram, self.now);
         self.drain(to);
     }
 
@@ -237,9 +254,10 @@ impl Sim {
 
     fn run_due(&mut self) {
         while let Some(sent) = self.link.pop(self.now) {
-            if let Some(to) = self.nodes.iter().position(|node| node.has_address(sent.to)) {
+            let mut lanes = self.nodes.iter().map(|node| node.lane_at(sent.to)).enumerate();
+            if let Some((to, lane)) = lanes.find_map(|(to, lane)| lane.map(|lane| (to, lane))) {
                 let ends = Ends { remote: sent.from, local: Some(sent.to.ip()) };
-                self.nodes[to].handle_datagram(ends, &sent.bytes, self.now);
+                self.nodes[to].handle_datagram(lane, ends, &sent.bytes, self.now);
                 self.drain(to);
             }
         }
@@ -260,11 +278,9 @@ impl Sim {
     }
 
     fn drain(&mut self, number: usize) {
-        let address = self.nodes[number].address();
-        for (to, bytes) in self.nodes[number].take_datagrams() {
+        for (lane, to, bytes) in self.nodes[number].take_datagrams() {
             // A source that it has no more is refused by the system; then it is sent from another.
-            let chosen = to.local.map(|local| std::net::SocketAddr::new(local, address.port()));
-            let from = chosen.filter(|from| self.nodes[number].has_address(*from)).unwrap_or(address);
+            let from = self.nodes[number].source(lane, to.local);
             self.link.send(Sent { from, to: to.remote, bytes }, self.now);
         }
     }

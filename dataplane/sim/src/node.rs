@@ -1,28 +1,36 @@
-//! One node: a lane, its keys, what it received.
+//! One node: its lanes, its keys, what it received.
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
 use ipnet::IpNet;
 use mesh_dataplane::{
     clock::Instant,
-    command::{Event, PeerSnapshot},
+    command::{Event, LaneSnapshot, PeerSnapshot},
     drop_reason::DropReason,
     key::{PresharedKey, SecretKey},
     lane::{Lane, LaneConfig, Output},
-    table::{LocalKey, PeerId, PeerSpec, RemoteKey, Table, TableSpec},
+    packet::flow::FlowHash,
+    table::{Lanes, LocalKey, PeerId, PeerSpec, RemoteKey, Table, TableSpec},
     udp::Ends,
 };
+
+const FLOW_KEY: [u8; 16] = [7; 16];
+/// What a kernel's steering program would do.
+static FLOW: LazyLock<FlowHash> = LazyLock::new(|| FlowHash::new(FLOW_KEY));
 
 /// See the module.
 pub struct Node {
     number: usize,
-    lane: Lane,
+    lanes: Vec<Lane>,
+    lane_count: usize,
     output: Output,
-    /// Its outer address; more than one may lead to it.
+    /// What waits to be sent, each with the lane that sends it.
+    datagrams: Vec<(usize, Ends, Vec<u8>)>,
+    /// The outer address of its lane 0; more than one may lead to it. Lanes have one port after another.
     addresses: Vec<SocketAddr>,
     /// Epoch of its current key; the one before and the next are valid too.
     pub epoch: u64,
@@ -44,7 +52,11 @@ pub struct Node {
     pub renumbered: Option<(usize, u32)>,
     /// Lets anything out, as a hostile node would.
     pub unchecked: bool,
+    /// Others take it for a plain WireGuard peer.
+    pub plain: bool,
     received: Vec<u32>,
+    /// For each of `packets` the lane that it came in by.
+    pub lanes_taken: Vec<usize>,
     /// All packets written to its TUN, in full.
     pub packets: Vec<Vec<u8>>,
     events: Vec<Event>,
@@ -59,13 +71,17 @@ impl std::fmt::Debug for Node {
 }
 
 impl Node {
-    pub(crate) fn new(number: usize, seed: u64, now: Instant) -> Self {
+    pub(crate) fn new(number: usize, lanes: usize, seed: u64, now: Instant) -> Self {
         let keys = vec![LocalKey { epoch: 1, secret: secret(number, 1) }];
         let spec = TableSpec { local_keys: keys, ..TableSpec::default() };
         let table = Table::new(spec).expect("a table without peers");
         Self {
             number,
-            lane: lane(number, seed, Arc::new(table), now),
+            lanes: start_lanes(number, lanes, seed, &Arc::new(table), now),
+            lane_count: lanes,
+            datagrams: Vec::new(),
+            plain: false,
+            lanes_taken: Vec::new(),
             output: Output::new(),
             addresses: vec![SocketAddr::from(([192, 0, 2, number as u8 + 1], 7100))],
             epoch: 1,
@@ -86,7 +102,7 @@ impl Node {
         }
     }
 
-    /// The address it sends from.
+    /// The address that its lane 0 sends from.
     pub fn address(&self) -> SocketAddr {
         self.addresses[self.addresses.len() - 1]
     }
@@ -101,13 +117,26 @@ impl Node {
         self.addresses.insert(0, address);
     }
 
-    /// The lane itself.
+    /// Its lane 0.
     pub fn lane(&mut self) -> &mut Lane {
-        &mut self.lane
+        &mut self.lanes[0]
     }
 
-    pub(crate) fn has_address(&self, address: SocketAddr) -> bool {
-        self.addresses.contains(&address)
+    /// The lane that an address leads to.
+    pub(crate) fn lane_at(&self, address: SocketAddr) -> Option<usize> {
+        (0..self.lanes.len()).find(|lane| self.addresses.contains(&with_port(address, address.port() - *lane as u16)))
+    }
+
+    /// The address that a lane sends from; from `local` if it has that.
+    pub(crate) fn source(&self, lane: usize, local: Option<IpAddr>) -> SocketAddr {
+        let port = self.address().port() + lane as u16;
+        let chosen = local.map(|local| SocketAddr::new(local, port));
+        chosen.filter(|from| self.lane_at(*from) == Some(lane)).unwrap_or(with_port(self.address(), port))
+    }
+
+    /// Takes effect with the next [`restart`](Self::restart).
+    pub(crate) fn change_lanes(&mut self, lanes: usize) {
+        self.lane_count = lanes;
     }
 
     pub(crate) fn promote_key(&mut self) {
@@ -118,7 +147,7 @@ impl Node {
         let table = Table::new(TableSpec { local_keys: self.local_keys(), ..TableSpec::default() });
         let table = Arc::new(table.expect("a table without peers"));
         self.seed = self.seed.wrapping_add(1);
-        self.lane = lane(self.number, self.seed, table, now);
+        self.lanes = start_lanes(self.number, self.lane_count, self.seed, &table, now);
     }
 
     /// What control would make of the present state of all nodes.
@@ -137,6 +166,7 @@ impl Node {
                 node.stale_addresses.iter().copied().chain([node.address()]).collect()
             },
             keepalive: self.keepalive,
+            lanes: if node.plain { Lanes::Plain } else { Lanes::Each(node.lanes.len() as u8) },
         });
         let spec = TableSpec {
             local_keys: self.local_keys(),
@@ -150,8 +180,10 @@ impl Node {
     }
 
     pub(crate) fn set_table(&mut self, table: Arc<Table>, now: Instant) {
-        self.lane.set_table(table, now);
-        self.collect();
+        for n in 0..self.lanes.len() {
+            self.lanes[n].set_table(Arc::clone(&table), now);
+            self.collect(n, now);
+        }
     }
 
     pub(crate) fn next_number(&mut self) -> u32 {
@@ -162,33 +194,36 @@ impl Node {
     pub(crate) fn handle_packet(&mut self, packet: &[u8], now: Instant) {
         let mut buffer = vec![0xee; packet.len().next_multiple_of(16)];
         buffer[..packet.len()].copy_from_slice(packet);
-        self.lane.handle_packet(&mut buffer, packet.len(), now, &mut self.output);
-        self.collect();
+        let lane = FLOW.lane_of(packet, self.lanes.len());
+        self.lanes[lane].handle_packet(&mut buffer, packet.len(), now, &mut self.output);
+        self.collect(lane, now);
     }
 
-    pub(crate) fn handle_datagram(&mut self, from: Ends, datagram: &[u8], now: Instant) {
-        self.lane.handle_datagram(from, datagram, now, &mut self.output);
-        self.collect();
+    pub(crate) fn handle_datagram(&mut self, lane: usize, from: Ends, datagram: &[u8], now: Instant) {
+        self.lanes[lane].handle_datagram(from, datagram, now, &mut self.output);
+        self.collect(lane, now);
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        self.lane.handle_timeout(now, &mut self.output);
-        self.collect();
+        for n in 0..self.lanes.len() {
+            if self.lanes[n].poll_timeout().is_some_and(|at| at <= now) {
+                self.lanes[n].handle_timeout(now, &mut self.output);
+                self.collect(n, now);
+            }
+        }
     }
 
     pub(crate) fn initiate(&mut self, peer: PeerId, now: Instant) {
-        self.lane.initiate(peer, now, &mut self.output);
-        self.collect();
+        self.lanes[0].initiate(peer, now, &mut self.output);
+        self.collect(0, now);
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.lane.poll_timeout()
+        self.lanes.iter().filter_map(Lane::poll_timeout).min()
     }
 
-    pub(crate) fn take_datagrams(&mut self) -> Vec<(Ends, Vec<u8>)> {
-        let taken = self.output.datagrams.iter().map(|(to, bytes)| (to.ends, bytes.to_vec())).collect();
-        self.output.datagrams.clear();
-        taken
+    pub(crate) fn take_datagrams(&mut self) -> Vec<(usize, Ends, Vec<u8>)> {
+        std::mem::take(&mut self.datagrams)
     }
 
     pub(crate) fn received(&self) -> &[u32] {
@@ -196,31 +231,65 @@ impl Node {
     }
 
     pub(crate) fn peer(&self, id: PeerId, now: Instant) -> Option<PeerSnapshot> {
-        self.lane.snapshot(now).1.into_iter().find(|peer| peer.id == id)
+        self.pairs(id, now).into_iter().next()
     }
 
-    /// Tunnels of its lane.
+    /// What its lanes know of a peer, one entry for each pair of lanes.
+    pub fn pairs(&self, id: PeerId, now: Instant) -> Vec<PeerSnapshot> {
+        let all = self.lanes.iter().flat_map(|lane| lane.snapshot(now).1);
+        all.filter(|peer| peer.id == id).collect()
+    }
+
+    /// Forgets the packets that it received.
+    pub fn clear_packets(&mut self) {
+        self.packets.clear();
+        self.lanes_taken.clear();
+    }
+
+    /// The lane that packets like this one belong to.
+    pub fn lane_of(&self, packet: &[u8]) -> usize {
+        FLOW.lane_of(packet, self.lanes.len())
+    }
+
+    /// Counters of one lane.
+    pub fn counters(&self, lane: usize, now: Instant) -> LaneSnapshot {
+        self.lanes[lane].snapshot(now).0
+    }
+
+    /// Tunnels of its lanes.
     pub fn tunnels(&self, now: Instant) -> usize {
-        self.lane.snapshot(now).0.tunnels
+        self.lanes.iter().map(|lane| lane.snapshot(now).0.tunnels).sum()
     }
 
     pub(crate) fn drops(&self, reason: DropReason) -> u64 {
-        self.lane.drops().count(reason)
+        self.lanes.iter().map(|lane| lane.drops().count(reason)).sum()
     }
 
     pub(crate) fn take_events(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)
     }
 
-    fn collect(&mut self) {
+    /// Takes what a lane put out. What crosses to lane 0 is handed over at once, in the order it was put out.
+    fn collect(&mut self, lane: usize, now: Instant) {
+        let mut crossing: Vec<Vec<u8>> = self.output.crossing.iter().map(|(_, packet)| packet.to_vec()).collect();
+        self.output.crossing.clear();
+        self.datagrams.extend(self.output.datagrams.iter().map(|(to, bytes)| (lane, to.ends, bytes.to_vec())));
+        self.output.datagrams.clear();
         for (_, packet) in self.output.packets.iter() {
             if let Some(&[a, b, c, d]) = packet.get(48..52) {
                 self.received.push(u32::from_be_bytes([a, b, c, d]));
             }
             self.packets.push(packet.to_vec());
+            self.lanes_taken.push(lane);
         }
         self.output.packets.clear();
-        self.events.extend(std::iter::from_fn(|| self.lane.poll_event()));
+        self.events.extend(std::iter::from_fn(|| self.lanes[lane].poll_event()));
+        for packet in &mut crossing {
+            let len = packet.len();
+            packet.resize(len.next_multiple_of(16), 0xee);
+            self.lanes[0].handle_crossed(packet, len, now, &mut self.output);
+            self.collect(0, now);
+        }
     }
 
     fn local_keys(&self) -> Vec<LocalKey> {
@@ -236,11 +305,19 @@ impl Node {
     }
 }
 
-fn lane(number: usize, seed: u64, table: Arc<Table>, now: Instant) -> Lane {
-    let mut bytes = [number as u8; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let config = LaneConfig { lane: 0, lanes: 1, flow_key: [7; 16], handshakes_per_second: 500, seed: bytes };
-    Lane::new(config, table, now)
+fn start_lanes(number: usize, lanes: usize, seed: u64, table: &Arc<Table>, now: Instant) -> Vec<Lane> {
+    let start = |lane: usize| {
+        let mut bytes = [number as u8; 32];
+        bytes[..8].copy_from_slice(&seed.to_le_bytes());
+        bytes[8] ^= lane as u8;
+        let config = LaneConfig { lane, lanes, flow_key: FLOW_KEY, handshakes_per_second: 500, seed: bytes };
+        Lane::new(config, Arc::clone(table), now)
+    };
+    (0..lanes).map(start).collect()
+}
+
+fn with_port(address: SocketAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(address.ip(), port)
 }
 
 fn secret(number: usize, epoch: u64) -> SecretKey {

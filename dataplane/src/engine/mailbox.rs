@@ -10,10 +10,11 @@ use std::{
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::crossing::{Crossed, Crossing};
 use crate::{
     command::{LaneSnapshot, PeerSnapshot},
     table::{PeerId, Table},
-    tun::Queue,
+    tun::{Packets, Queue},
     udp::Socket,
 };
 
@@ -41,6 +42,7 @@ pub(super) struct Post {
 /// Shared by control and one lane. The lane takes its lock only after the eventfd woke it.
 pub(super) struct Mailbox {
     waiting: Mutex<Post>,
+    crossing: Crossing,
     bell: EventFd,
 }
 
@@ -53,7 +55,7 @@ impl fmt::Debug for Mailbox {
 impl Mailbox {
     pub(super) fn new() -> io::Result<Self> {
         let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        Ok(Self { waiting: Mutex::default(), bell })
+        Ok(Self { waiting: Mutex::default(), crossing: Crossing::default(), bell })
     }
 
     /// Leaves a table in place of one that still waits.
@@ -93,6 +95,20 @@ impl Mailbox {
             self.ring();
         }
         post
+    }
+
+    /// Leaves packets of another lane; says how many found no room.
+    pub(super) fn cross(&self, packets: &Packets) -> usize {
+        let (refused, wake) = self.crossing.append(packets);
+        if wake {
+            self.ring();
+        }
+        refused
+    }
+
+    /// Takes the packets of other lanes.
+    pub(super) fn take_crossed(&self, crossed: &mut Crossed) {
+        self.crossing.take(crossed);
     }
 
     /// Becomes readable when something waits.

@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 
 use super::{
     LaneParts,
+    crossing::Crossed,
     mailbox::{Letter, Mailbox},
 };
 use crate::{
@@ -44,12 +45,21 @@ pub(super) struct Worker {
     lane: Lane,
     queue: Option<Box<dyn Queue>>,
     socket: Box<dyn Socket>,
-    mailbox: Arc<Mailbox>,
+    mailboxes: Mailboxes,
     events: SyncSender<Event>,
     arrivals: Arrivals,
     supers: Supers,
     output: Output,
+    crossed: Crossed,
     failures: u32,
+}
+
+/// Where a lane finds what is for it, and where it leaves what is for lane 0.
+#[derive(Debug)]
+pub(super) struct Mailboxes {
+    pub(super) own: Arc<Mailbox>,
+    /// Lane 0's; `None` for lane 0.
+    pub(super) first: Option<Arc<Mailbox>>,
 }
 
 /// What may be done without waiting.
@@ -61,16 +71,17 @@ struct Ready {
 }
 
 impl Worker {
-    pub(super) fn new(lane: Lane, parts: LaneParts, mailbox: Arc<Mailbox>, events: SyncSender<Event>) -> Self {
+    pub(super) fn new(lane: Lane, parts: LaneParts, mailboxes: Mailboxes, events: SyncSender<Event>) -> Self {
         Self {
             lane,
             queue: Some(parts.queue),
             socket: parts.socket,
-            mailbox,
+            mailboxes,
             events,
             arrivals: Arrivals::new(SLOTS),
             supers: Supers::new(192 << 10, BUDGET),
             output: Output::new(),
+            crossed: Crossed::default(),
             failures: 0,
         }
     }
@@ -84,8 +95,11 @@ impl Worker {
     fn turn(&mut self) -> bool {
         let ready = self.wait();
         let now = Instant::now();
-        if ready.bell && self.take_post(now) {
-            return true;
+        if ready.bell {
+            if self.take_post(now) {
+                return true;
+            }
+            self.take_crossed(now);
         }
         if ready.socket {
             self.receive(now);
@@ -110,7 +124,7 @@ impl Worker {
             time => TimeSpec::from(time + Duration::from_nanos(1)),
         });
         let flags = PollFlags::POLLIN;
-        let mut fds = descriptors(&self.mailbox, self.socket.as_ref(), self.queue.as_deref(), flags);
+        let mut fds = descriptors(&self.mailboxes.own, self.socket.as_ref(), self.queue.as_deref(), flags);
         let count = if self.queue.is_some() { 3 } else { 2 };
         // Interrupted or timed out: nothing is ready, which the flags say.
         if !matches!(ppoll(&mut fds[..count], patience, None), Ok(1..)) {
@@ -122,7 +136,7 @@ impl Worker {
 
     /// Does what control left; true if the lane is to stop.
     fn take_post(&mut self, now: Instant) -> bool {
-        let post = self.mailbox.take(LETTERS);
+        let post = self.mailboxes.own.take(LETTERS);
         if post.stop {
             return true;
         }
@@ -149,6 +163,19 @@ impl Worker {
             self.drain();
         }
         false
+    }
+
+    /// Sends what other lanes handed over.
+    fn take_crossed(&mut self, now: Instant) {
+        let mut crossed = mem::take(&mut self.crossed);
+        self.mailboxes.own.take_crossed(&mut crossed);
+        for (buffer, len) in crossed.drain() {
+            self.lane.handle_crossed(buffer, len, now, &mut self.output);
+            if self.output.is_nearly_full() {
+                self.drain();
+            }
+        }
+        self.crossed = crossed;
     }
 
     fn receive(&mut self, now: Instant) {
@@ -228,6 +255,11 @@ impl Worker {
         if !self.output.packets.is_empty() {
             self.write();
             self.output.packets.clear();
+        }
+        if !self.output.crossing.is_empty() {
+            let refused = self.mailboxes.first.as_ref().map_or(0, |first| first.cross(&self.output.crossing));
+            self.lane.count_drop(DropReason::CrossingFull, refused as u64);
+            self.output.crossing.clear();
         }
         while let Some(event) = self.lane.poll_event() {
             self.report(event);

@@ -4,25 +4,26 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use super::{Lane, Output, inbound::receiver_of};
+use super::{Lane, Output, crossing::BLOCKED_AFTER, inbound::receiver_of};
 use crate::{
     clock::Instant,
     command::Event,
     drop_reason::DropReason,
     peer::{
-        Peer,
+        Peer, PeerSlot,
         handshake::Admission,
+        index::Indices,
         tunnel::{Due, TunnelKey},
     },
-    table::PeerId,
+    table::{Lanes, PeerId},
     udp::Ends,
 };
 
 impl Lane {
-    /// Begins a handshake with a peer now, for which there may be no packet yet. Nothing happens for unknown peers,
+    /// Begins a handshake with the first lane of a peer now, for which there may be no packet yet. Nothing happens for unknown peers,
     /// without an endpoint, or while one is under way.
     pub fn initiate(&mut self, id: PeerId, now: Instant, out: &mut Output) {
-        let Some(mut peer) = self.take_peer(id, now) else { return };
+        let Some(mut peer) = self.take_peer(PeerSlot::first(id), now) else { return };
         if !peer.is_attempting() {
             self.begin_handshake(&mut peer, now, out);
         }
@@ -62,7 +63,11 @@ impl Lane {
         match due {
             Due::Initiation(len) => {
                 let target = peer.path.next_target();
-                let (untried, jitter) = (peer.path.has_untried(), self.random.below(Duration::from_secs(1)));
+                let jitter = self.random.below(Duration::from_secs(1));
+                // A lane that does not answer has to be known soon.
+                let young = |time| time < BLOCKED_AFTER && !self.is_first_pair(peer);
+                let hurry = peer.tunnels[position].attempting_for(now).is_some_and(young);
+                let untried = hurry || peer.path.has_untried();
                 let tunnel = &mut peer.tunnels[position];
                 tunnel.retry(now, untried, jitter);
                 if let Some(retry_at) = tunnel.poll_timeout() {
@@ -107,10 +112,16 @@ impl Lane {
         let Some((id, remote_epoch)) = self.table.peer_of_key(&remote) else {
             return self.drop(DropReason::UnknownPeer);
         };
-        let Some(mut peer) = self.take_peer(id, now) else {
+        let Some(spec) = self.table.peer(id) else {
             return self.drop(DropReason::UnknownPeer);
         };
-        let psk = self.table.peer(id).map_or(0, |spec| self.psk_hash(spec));
+        let psk = self.psk_hash(spec);
+        let Some(slot) = self.slot_of_initiator(spec.lanes, receiver_of(initiation, 4)) else {
+            return self.drop(DropReason::WrongLane);
+        };
+        let Some(mut peer) = self.take_peer(PeerSlot { id, slot }, now) else {
+            return self.drop(DropReason::UnknownPeer);
+        };
         let key = TunnelKey { local_epoch, remote_epoch, psk };
         let known = peer.position(key);
         let position = known.or_else(|| self.add_tunnel(&mut peer, key, &remote, now));
@@ -124,6 +135,16 @@ impl Lane {
             }
         }
         self.put(peer);
+    }
+
+    /// Which of our pairs an initiation is for whose sender has this index; `None` if it should have reached another lane of
+    /// ours. Plain WireGuard peers put no lane into their indices.
+    fn slot_of_initiator(&self, theirs: Lanes, sender: u32) -> Option<u8> {
+        let lane = match theirs {
+            Lanes::Plain => 0,
+            Lanes::Each(_) => Indices::lane(sender >> 8),
+        };
+        self.pairs.slot_of_lane(theirs, lane)
     }
 
     /// Answers an initiation on the tunnel that it is for. Neither endpoint nor current session change by it.
@@ -207,8 +228,8 @@ impl Lane {
 
     /// The peer and tunnel that a receiver index names, taken out to be put back.
     fn take_receiver(&mut self, receiver: u32, now: Instant) -> Option<(Box<Peer>, usize)> {
-        let id = self.indices.peer(receiver >> 8)?;
-        let peer = self.take_peer(id, now)?;
+        let at = self.indices.peer(receiver >> 8)?;
+        let peer = self.take_peer(at, now)?;
         match peer.tunnels.iter().position(|tunnel| tunnel.index == receiver >> 8) {
             Some(position) => Some((peer, position)),
             None => {
@@ -220,6 +241,7 @@ impl Lane {
 
     /// A session was confirmed: tells control what is new and sends what waited for it.
     pub(super) fn session_confirmed(&mut self, peer: &mut Peer, now: Instant, out: &mut Output) {
+        self.end_detour(peer);
         let lane = self.config.lane;
         if !peer.up {
             peer.up = true;

@@ -58,10 +58,11 @@ impl Lane {
     /// Opens a data message and lets the packet in if it may come from this peer.
     fn handle_data(&mut self, outer: Outer, datagram: &[u8], now: Instant, out: &mut Output) {
         let (from, receiver) = (outer.ends, receiver_of(datagram, 4));
-        let Some(id) = self.indices.peer(receiver >> 8) else {
+        let Some(at) = self.indices.peer(receiver >> 8) else {
             return self.drop(DropReason::UnknownIndex);
         };
-        let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) else {
+        let id = at.id;
+        let Some(Some(peer)) = self.peers.get_mut(self.pairs.position(at)) else {
             return self.drop(DropReason::UnknownIndex);
         };
         let Some(tunnel) = peer.tunnels.iter_mut().find(|tunnel| tunnel.index == receiver >> 8) else {
@@ -98,7 +99,7 @@ impl Lane {
         if let Some(before) = moved {
             self.report(Event::EndpointMoved { lane: self.config.lane, peer: id, from: before, to: from.remote });
         }
-        if news && let Some(mut peer) = self.take_peer(id, now) {
+        if news && let Some(mut peer) = self.take_peer(at, now) {
             self.session_confirmed(&mut peer, now, out);
             self.put(peer);
         }

@@ -1,6 +1,6 @@
 //! A packet from the TUN: whose it is, may it go, seal it or let it wait.
 
-use super::{Lane, MAX_WAITING_BYTES, Output};
+use super::{Lane, MAX_WAITING_BYTES, Output, crossing::Way};
 use crate::{
     clock::Instant,
     drop_reason::DropReason,
@@ -13,7 +13,7 @@ use crate::{
         segment::Segments,
     },
     peer::{Peer, tunnel::Sealed},
-    table::{Owner, PeerId},
+    table::Owner,
     udp::Outer,
 };
 
@@ -24,8 +24,8 @@ impl Lane {
         let Some((packet, header)) = parse(buffer, len) else {
             return self.drop(DropReason::MalformedPacket);
         };
-        let peer = match self.route(packet, &header, header.len, now, out) {
-            Ok(peer) => peer,
+        let way = match self.route(packet, &header, header.len, now, out) {
+            Ok(way) => way,
             Err(reason) => return self.drop(reason),
         };
         if header.protocol == TCP && !self.table.is_plain() {
@@ -33,10 +33,10 @@ impl Lane {
         }
         let mtu = self.table.inner_mtu();
         if header.len > usize::from(mtu) && !self.table.is_plain() {
-            return self.send_in_fragments(peer, packet, &header, now, out);
+            return self.send_in_fragments(way, packet, &header, now, out);
         }
         let padded = pad(buffer, header.len, mtu);
-        self.send(peer, &header, padded, now, out);
+        self.send(way, &header, padded, now, out);
     }
 
     /// Takes packets of a super-packet as long as `out` has room; call again with the same until it
@@ -53,8 +53,8 @@ impl Lane {
             return;
         }
         let header = *segments.header();
-        let id = match self.route(segments.start(), &header, segments.longest(), now, out) {
-            Ok(peer) => peer,
+        let way = match self.route(segments.start(), &header, segments.longest(), now, out) {
+            Ok(way) => way,
             Err(reason) => {
                 while segments.next().is_some() {
                     self.drop(reason);
@@ -65,12 +65,12 @@ impl Lane {
         while !out.is_nearly_full()
             && let Some((buffer, len)) = segments.next()
         {
-            self.send(id, &Header { len, ..header }, pad(buffer, len, mtu), now, out);
+            self.send(way, &Header { len, ..header }, pad(buffer, len, mtu), now, out);
         }
     }
 
     /// Cuts a packet that is larger than the tunnel carries and sends the pieces, up to 53 at the least MTU.
-    fn send_in_fragments(&mut self, peer: PeerId, packet: &[u8], header: &Header, now: Instant, out: &mut Output) {
+    fn send_in_fragments(&mut self, way: Way, packet: &[u8], header: &Header, now: Instant, out: &mut Output) {
         let mtu = self.table.inner_mtu();
         let Some(mut fragments) = Fragments::new(packet, header, mtu) else {
             return self.drop(DropReason::MalformedPacket);
@@ -81,13 +81,13 @@ impl Lane {
         while let Some(len) = fragments.write(&mut piece) {
             let Some((_, header)) = parse(&mut piece, len) else { break };
             let padded = pad(&mut piece, len, mtu);
-            self.send(peer, &header, padded, now, out);
+            self.send(way, &header, padded, now, out);
         }
         self.piece = piece;
     }
 
-    /// Finds the peer that a packet is for, or why it is for nobody; tells the sender if that helps. `longest` is what the
-    /// tunnel has to carry at once.
+    /// Finds the way to the peer that a packet is for, or why it is for nobody; tells the sender if that helps. `longest` is
+    /// what the tunnel has to carry at once.
     fn route(
         &mut self,
         packet: &[u8],
@@ -95,7 +95,7 @@ impl Lane {
         longest: usize,
         now: Instant,
         out: &mut Output,
-    ) -> Result<PeerId, DropReason> {
+    ) -> Result<Way, DropReason> {
         if is_unroutable_destination(header.destination) && !self.table.is_plain() {
             return Err(DropReason::UnroutableDestination);
         }
@@ -114,12 +114,16 @@ impl Lane {
             self.answer_sender(Problem::TooBig(mtu), packet, header, now, out);
             return Err(DropReason::PacketTooBig);
         }
-        Ok(peer)
+        self.way(peer, |lane| lane.flow.hash(header, packet), now, out).ok_or(DropReason::NoRoute)
     }
 
-    /// Seals a packet for `id`, or keeps it until there is a session.
-    fn send(&mut self, id: PeerId, header: &Header, padded: &[u8], now: Instant, out: &mut Output) {
-        if let Some(Some(peer)) = self.peers.get_mut(id.0 as usize)
+    /// Seals a packet for the way it takes, or keeps it until there is a session.
+    pub(super) fn send(&mut self, way: Way, header: &Header, padded: &[u8], now: Instant, out: &mut Output) {
+        let at = match way {
+            Way::Slot(at) => at,
+            Way::Crossing => return self.cross(&padded[..header.len], out),
+        };
+        if let Some(Some(peer)) = self.peers.get_mut(self.pairs.position(at))
             && !peer.is_waiting()
             && let Some(sending) = peer.sending(now)
         {
@@ -129,7 +133,7 @@ impl Lane {
             }
             return;
         }
-        let Some(mut peer) = self.take_peer(id, now) else {
+        let Some(mut peer) = self.take_peer(at, now) else {
             return self.drop(DropReason::NoRoute);
         };
         if peer.path.endpoint().is_none() {
@@ -192,14 +196,14 @@ impl Lane {
 }
 
 /// The packet without what lies behind it, and its header.
-fn parse(buffer: &mut [u8], len: usize) -> Option<(&mut [u8], Header)> {
+pub(super) fn parse(buffer: &mut [u8], len: usize) -> Option<(&mut [u8], Header)> {
     let packet = buffer.get_mut(..len)?;
     let header = Header::parse(packet)?;
     Some((packet.get_mut(..header.len)?, header))
 }
 
 /// Extends a packet by zeros to a multiple of 16, but not beyond the MTU (whitepaper, section 5.4.6).
-fn pad(buffer: &mut [u8], len: usize, mtu: u16) -> &[u8] {
+pub(super) fn pad(buffer: &mut [u8], len: usize, mtu: u16) -> &[u8] {
     let most = len.max(usize::from(mtu)).min(buffer.len());
     let padded = len.next_multiple_of(16).min(most);
     buffer[len..padded].fill(0);

@@ -4,12 +4,12 @@ use std::{net::SocketAddr, sync::Arc};
 
 use tracing::info;
 
-use super::Lane;
+use super::{Lane, MAX_LANES};
 use crate::{
     clock::Instant,
     key::PublicKey,
     peer::{
-        Desired, Peer,
+        Desired, Detour, Peer, PeerSlot,
         curve::is_low_order,
         path::Path,
         tunnel::{Order, Tunnel, TunnelKey},
@@ -30,12 +30,14 @@ impl Lane {
         let before = std::mem::replace(&mut self.table, Arc::clone(&table));
         for position in 0..self.peers.len() {
             let Some(mut peer) = self.peers[position].take() else { continue };
-            match table.peer(peer.id) {
-                Some(spec) if before.peer(peer.id).is_some_and(|old| is_same_peer(old, spec)) => {
+            let spec = table.peer(peer.id);
+            let same = spec.filter(|spec| before.peer(peer.id).is_some_and(|old| is_same_peer(old, spec)));
+            match same {
+                Some(spec) if self.keeps_pair(&mut peer, spec) => {
                     self.update_peer(&mut peer, spec, now);
                     self.put(peer);
                 }
-                // Gone, or the number has another holder: nothing of the old one may serve it.
+                // Gone, or the number has another holder: nothing of the old one may serve it. Or it has other lanes.
                 _ => self.remove_peer(*peer),
             }
         }
@@ -45,7 +47,7 @@ impl Lane {
             if self.config.lane != 0 || spec.keepalive.is_none() || spec.endpoints.is_empty() {
                 continue;
             }
-            let Some(mut peer) = self.take_peer(spec.id, now) else { continue };
+            let Some(mut peer) = self.take_peer(PeerSlot::first(spec.id), now) else { continue };
             if peer.tunnels.is_empty() && peer.open_at.is_none() {
                 peer.open_at = Some(now);
                 self.schedule(&mut peer, now);
@@ -57,25 +59,36 @@ impl Lane {
     /// Moves the endpoints of peers; those that were not talked to find theirs in the table.
     pub fn redirect(&mut self, peers: &[(PeerId, SocketAddr)]) {
         for (id, to) in peers {
-            if let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) {
-                peer.path.redirect(*to);
+            let start = self.pairs.position(PeerSlot::first(*id)).min(self.peers.len());
+            let slots = self.peers[start..].iter_mut().take(MAX_LANES).flatten();
+            for peer in slots.filter(|peer| peer.id == *id) {
+                peer.path.redirect(*to, peer.remote_lane);
             }
         }
     }
 
     /// State for a peer of the table that was not talked to yet.
-    pub(super) fn make_peer(&self, id: PeerId, now: Instant) -> Option<Box<Peer>> {
-        let spec = self.table.peer(id)?;
+    pub(super) fn make_peer(&self, at: PeerSlot, now: Instant) -> Option<Box<Peer>> {
+        let spec = self.table.peer(at.id)?;
         let desired = self.desired(spec)?;
-        let mut path = Path::new(&spec.endpoints);
+        let pairing = self.pairs.pairing(spec.lanes, at.slot)?;
+        let mut path = Path::new(&spec.endpoints, pairing.remote_lane);
         path.follows_traffic_only = self.table.is_plain();
-        let mut peer = Peer::new(id, desired, path, now);
+        let mut peer = Peer::new(at.id, pairing, desired, path, now);
         peer.keepalive = spec.keepalive;
         Some(Box::new(peer))
     }
 
+    /// True if the pair of lanes is one still, although the peer may have more or fewer lanes now.
+    fn keeps_pair(&self, peer: &mut Peer, spec: &PeerSpec) -> bool {
+        let Some(pairing) = self.pairs.pairing(spec.lanes, peer.slot) else { return false };
+        peer.slots = pairing.slots;
+        let was_apart = peer.detour == Detour::Plain;
+        pairing.remote_lane == peer.remote_lane && was_apart == (pairing.detour == Detour::Plain)
+    }
+
     fn update_peer(&mut self, peer: &mut Peer, spec: &PeerSpec, now: Instant) {
-        peer.path.set_candidates(&spec.endpoints);
+        peer.path.set_candidates(&spec.endpoints, peer.remote_lane);
         peer.keepalive = spec.keepalive;
         let Some(desired) = self.desired(spec) else { return };
         for tunnel in &mut peer.tunnels {
@@ -143,7 +156,7 @@ impl Lane {
         }
         let spec = self.table.peer(peer.id)?;
         let identity = self.gate.identity(key.local_epoch)?;
-        let index = self.indices.take(peer.id, &mut self.random)?;
+        let index = self.indices.take(peer.at(), &mut self.random)?;
         self.generation += 1;
         // Both ends compare the same two keys and so prefer the same one of two crossed rotations.
         let own_is_lower = self.table.local_publics().first() < spec.keys.first().map(|key| &key.public);

@@ -10,7 +10,7 @@ use crate::{
     command::Event,
     drop_reason::DropReason,
     peer::{
-        Peer,
+        Detour, Peer,
         tunnel::{Due, Sealed},
     },
 };
@@ -35,8 +35,9 @@ impl Lane {
             if out.is_nearly_full() {
                 return;
             }
-            let Some((id, tick)) = self.wheel.pop(now) else { return };
-            let Some(slot) = self.peers.get_mut(id.0 as usize) else { continue };
+            let Some((at, tick)) = self.wheel.pop(now) else { return };
+            let position = self.pairs.position(at);
+            let Some(slot) = self.peers.get_mut(position) else { continue };
             let Some(mut peer) = slot.take() else { continue };
             // Not the entry it waits for: it was scheduled anew since.
             if peer.scheduled == Some(tick) {
@@ -53,7 +54,7 @@ impl Lane {
         if peer.scheduled.is_some_and(|scheduled| scheduled <= tick) {
             return;
         }
-        peer.scheduled = Some(self.wheel.schedule(peer.id, at));
+        peer.scheduled = Some(self.wheel.schedule(peer.at(), at));
     }
 
     fn handle_peer_timeout(&mut self, peer: &mut Peer, now: Instant, out: &mut Output) {
@@ -69,6 +70,7 @@ impl Lane {
             gave_up |= due == Due::GaveUp;
             self.send_due(peer, position, due, now, out);
         }
+        self.check_blocked(peer, now, out);
         if gave_up {
             self.handle_failure(peer, now);
         }
@@ -77,7 +79,7 @@ impl Lane {
         self.keep_alive(peer, now, out);
         self.retire(peer, now);
         self.drop_if_idle(peer, now);
-        if let Some(at) = next_timeout(peer, now) {
+        if let Some(at) = next_timeout(peer, self.is_first_pair(peer), now) {
             self.schedule(peer, at);
         }
     }
@@ -96,6 +98,10 @@ impl Lane {
     fn handle_failure(&mut self, peer: &mut Peer, now: Instant) {
         if peer.sending(now).is_some() {
             peer.open_at = Some(now + REOPEN + self.random.below(self.table.rotation_spread()));
+            return;
+        }
+        if matches!(peer.detour, Detour::Blocked { .. }) {
+            // Its packets have another way.
             return;
         }
         self.forget_waiting(peer, DropReason::HandshakeTimeout);
@@ -121,7 +127,8 @@ impl Lane {
         }
     }
 
-    /// Sends an empty packet where the table wants the path kept open.
+    /// Sends an empty packet where the table wants the path kept open. The first pair of lanes is kept up for ever, the
+    /// others as long as they have a session.
     fn keep_alive(&mut self, peer: &mut Peer, now: Instant, out: &mut Output) {
         let Some(pause) = peer.keepalive else { return };
         if now.since(peer.last_sent) < pause {
@@ -129,7 +136,10 @@ impl Lane {
         }
         peer.last_sent = now;
         let sending = peer.sending(now);
-        if let Some(sending) = sending {
+        let keeps_up = self.is_first_pair(peer);
+        if let Some(sending) = sending
+            && keeps_up
+        {
             // boringtun renews a session that carries data; one that is only kept alive ends after three minutes.
             let age = peer.tunnels[sending].established().map(|at| now.since(at));
             if age.is_some_and(|age| age >= RENEW_AFTER) && self.may_rekey(peer, sending) {
@@ -143,7 +153,7 @@ impl Lane {
                     out.datagrams.push_tight(len, endpoint.into());
                 }
             }
-            (None, Some(_), Some(_)) if !peer.is_attempting() => self.begin_handshake(peer, now, out),
+            (None, Some(_), Some(_)) if keeps_up && !peer.is_attempting() => self.begin_handshake(peer, now, out),
             _ => {}
         }
     }
@@ -176,9 +186,9 @@ impl Lane {
 }
 
 /// When the timers of a peer have to run again; never for one without tunnels or plans.
-fn next_timeout(peer: &Peer, now: Instant) -> Option<Instant> {
+fn next_timeout(peer: &Peer, keeps_up: bool, now: Instant) -> Option<Instant> {
     let pulse = (!peer.tunnels.is_empty()).then(|| now + PULSE);
     let attempts = peer.tunnels.iter().filter_map(|tunnel| tunnel.poll_timeout());
-    let keepalive = peer.keepalive.map(|pause| peer.last_sent + pause);
+    let keepalive = peer.keepalive.filter(|_| keeps_up || !peer.tunnels.is_empty()).map(|pause| peer.last_sent + pause);
     attempts.chain(pulse).chain(peer.open_at).chain(keepalive).min()
 }

@@ -5,14 +5,14 @@
 
 use std::time::Duration;
 
-use crate::{clock::Instant, table::PeerId};
+use crate::{clock::Instant, peer::PeerSlot};
 
 const TICK: Duration = Duration::from_millis(100);
 const SLOTS: u64 = 512;
 
 #[derive(Debug)]
 pub(super) struct Wheel {
-    slots: Vec<Vec<PeerId>>,
+    slots: Vec<Vec<PeerSlot>>,
     /// The next tick to be looked at; all before it are done.
     next: u64,
     /// Entries in all slots.
@@ -25,7 +25,7 @@ impl Wheel {
     }
 
     /// Puts an entry where `at` falls; returns its tick.
-    pub(super) fn schedule(&mut self, peer: PeerId, at: Instant) -> u64 {
+    pub(super) fn schedule(&mut self, peer: PeerSlot, at: Instant) -> u64 {
         let tick = tick_after(at).clamp(self.next, self.next + SLOTS - 1);
         self.slots[(tick % SLOTS) as usize].push(peer);
         self.count += 1;
@@ -38,7 +38,7 @@ impl Wheel {
     }
 
     /// An entry that is due, with its tick.
-    pub(super) fn pop(&mut self, now: Instant) -> Option<(PeerId, u64)> {
+    pub(super) fn pop(&mut self, now: Instant) -> Option<(PeerSlot, u64)> {
         let today = tick_of(now);
         if self.count == 0 {
             self.next = self.next.max(today);
@@ -78,6 +78,11 @@ fn tick_after(at: Instant) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::table::PeerId;
+
+    fn peer(id: u32) -> PeerSlot {
+        PeerSlot::first(PeerId(id))
+    }
 
     fn at(millis: u64) -> Instant {
         Instant::from_start(Duration::from_millis(millis))
@@ -87,15 +92,15 @@ mod tests {
     fn entries_come_up_when_due_and_not_before() {
         let mut wheel = Wheel::new(at(1_000));
         assert_eq!(wheel.next(), None);
-        wheel.schedule(PeerId(1), at(1_250));
-        wheel.schedule(PeerId(2), at(500));
+        wheel.schedule(peer(1), at(1_250));
+        wheel.schedule(peer(2), at(500));
         assert_eq!(wheel.next(), Some(at(1_000)));
-        assert_eq!(wheel.pop(at(1_000)).map(|(peer, _)| peer), Some(PeerId(2)));
+        assert_eq!(wheel.pop(at(1_000)).map(|(peer, _)| peer), Some(peer(2)));
         assert_eq!(wheel.pop(at(1_299)), None);
         assert_eq!(wheel.next(), Some(at(1_300)));
-        assert_eq!(wheel.pop(at(1_300)).map(|(peer, _)| peer), Some(PeerId(1)));
+        assert_eq!(wheel.pop(at(1_300)).map(|(peer, _)| peer), Some(peer(1)));
         assert_eq!(wheel.pop(at(9_000_000)), None);
-        wheel.schedule(PeerId(3), at(9_999_999));
+        wheel.schedule(peer(3), at(9_999_999));
         assert_eq!(wheel.next(), Some(at(9_000_000 + 51_100)), "early rather than late");
     }
 }

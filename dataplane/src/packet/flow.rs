@@ -92,6 +92,14 @@ mod tests {
     }
 
     #[test]
+    fn headers_are_enough() {
+        let flow = FlowHash::new([9; 16]);
+        let (x, y) = (IpAddr::from([10, 1, 0, 1]), IpAddr::from([10, 2, 0, 1]));
+        let long = Header { len: 60_000, ..header(x, y, Fragment::Whole) };
+        assert_ne!(flow.hash(&long, &[1, 2, 3, 4]), flow.hash(&long, &[1, 2, 3, 5]));
+    }
+
+    #[test]
     fn fragments_ignore_ports_and_what_they_say_to_carry() {
         let flow = FlowHash::new([9; 16]);
         let (x, y) = (IpAddr::from([10, 1, 0, 1]), IpAddr::from([10, 2, 0, 1]));

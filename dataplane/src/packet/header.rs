@@ -56,12 +56,13 @@ impl Header {
         }
     }
 
-    /// Source and destination port of TCP and UDP, as far as this packet shows them.
+    /// Source and destination port of TCP and UDP, as far as this packet shows them; its headers are enough.
     pub fn ports(&self, packet: &[u8]) -> Option<(u16, u16)> {
-        if !matches!(self.protocol, TCP | UDP) || self.fragment != Fragment::Whole {
+        let are_there = matches!(self.protocol, TCP | UDP) && self.payload + 4 <= self.len;
+        if !are_there || self.fragment != Fragment::Whole {
             return None;
         }
-        let &[a, b, c, d] = packet.get(..self.len)?.get(self.payload..self.payload + 4)? else { return None };
+        let &[a, b, c, d] = packet.get(self.payload..self.payload + 4)? else { return None };
         Some((u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
     }
 }

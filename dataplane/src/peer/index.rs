@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 
 use crate::{
+    peer::PeerSlot,
     random::{IndexHash, Random},
-    table::PeerId,
 };
 
 /// Bits below the lane number.
@@ -19,7 +19,7 @@ const MAX_TUNNELS: usize = 1 << 19;
 #[derive(Debug)]
 pub(crate) struct Indices {
     lane: u32,
-    taken: HashMap<u32, PeerId, IndexHash>,
+    taken: HashMap<u32, PeerSlot, IndexHash>,
 }
 
 impl Indices {
@@ -28,7 +28,7 @@ impl Indices {
     }
 
     /// A free index, of 24 bits, now taken by `peer`; `None` if the lane has too many tunnels.
-    pub(crate) fn take(&mut self, peer: PeerId, random: &mut Random) -> Option<u32> {
+    pub(crate) fn take(&mut self, peer: PeerSlot, random: &mut Random) -> Option<u32> {
         if self.taken.len() >= MAX_TUNNELS {
             return None;
         }
@@ -43,8 +43,13 @@ impl Indices {
     }
 
     /// Whose tunnel has this index of 24 bits.
-    pub(crate) fn peer(&self, index: u32) -> Option<PeerId> {
+    pub(crate) fn peer(&self, index: u32) -> Option<PeerSlot> {
         self.taken.get(&index).copied()
+    }
+
+    /// The lane of a node that an index of 24 bits names.
+    pub(crate) fn lane(index: u32) -> u32 {
+        index >> RANDOM_BITS
     }
 
     pub(crate) fn give_back(&mut self, index: u32) {
@@ -61,15 +66,16 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
+    use crate::table::PeerId;
 
     #[test]
     fn indices_are_distinct_and_name_their_lane() {
         let mut random = Random::new(&[3; 32]);
         let mut indices = Indices::new(5);
         for n in 0..10_000 {
-            let index = indices.take(PeerId(n), &mut random).unwrap();
-            assert_eq!(index >> RANDOM_BITS, 5);
-            assert_eq!(indices.peer(index), Some(PeerId(n)));
+            let index = indices.take(PeerSlot::first(PeerId(n)), &mut random).unwrap();
+            assert_eq!(Indices::lane(index), 5);
+            assert_eq!(indices.peer(index), Some(PeerSlot::first(PeerId(n))));
         }
         assert_eq!(indices.len(), 10_000);
     }

@@ -21,16 +21,18 @@ pub(crate) struct Path {
 }
 
 impl Path {
-    pub(crate) fn new(candidates: &[SocketAddr]) -> Self {
+    /// The path to lane `lane` of a peer whose lane 0 has these addresses.
+    pub(crate) fn new(candidates: &[SocketAddr], lane: u8) -> Self {
         let mut path = Self::default();
-        path.set_candidates(candidates);
+        path.set_candidates(candidates, lane);
         path
     }
 
     /// Takes the candidates of a new table. A proved endpoint stays: traffic says more than a record.
-    pub(crate) fn set_candidates(&mut self, candidates: &[SocketAddr]) {
-        if self.candidates != candidates {
-            self.candidates = candidates.to_vec();
+    pub(crate) fn set_candidates(&mut self, candidates: &[SocketAddr], lane: u8) {
+        let candidates = candidates.iter().filter_map(|candidate| of_lane(*candidate, lane));
+        if !candidates.clone().eq(self.candidates.iter().copied()) {
+            self.candidates = candidates.collect();
         }
     }
 
@@ -40,8 +42,10 @@ impl Path {
     }
 
     /// Takes an endpoint that somebody chose by hand: traffic goes there from now on.
-    pub(crate) fn redirect(&mut self, to: SocketAddr) {
-        self.proved = Some(to.into());
+    pub(crate) fn redirect(&mut self, to: SocketAddr, lane: u8) {
+        if let Some(to) = of_lane(to, lane) {
+            self.proved = Some(to.into());
+        }
     }
 
     /// The address of ours that the peer reached may not lead to it any more: the system chooses again.
@@ -97,6 +101,11 @@ impl Path {
     }
 }
 
+/// The address of a lane of a node whose lane 0 has this one; `None` if there is no such port.
+fn of_lane(first: SocketAddr, lane: u8) -> Option<SocketAddr> {
+    Some(SocketAddr::new(first.ip(), first.port().checked_add(lane.into())?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,7 +116,7 @@ mod tests {
 
     #[test]
     fn tries_the_proved_endpoint_then_each_candidate() {
-        let mut path = Path::new(&[address(1), address(2)]);
+        let mut path = Path::new(&[address(1), address(2)], 0);
         assert_eq!(path.prove(address(1).into()), None, "already the endpoint");
         assert_eq!(path.prove(address(9).into()), Some(Some(address(1))));
         path.begin();
@@ -118,17 +127,25 @@ mod tests {
 
     #[test]
     fn new_candidates_do_not_move_a_proved_endpoint() {
-        let mut path = Path::new(&[]);
+        let mut path = Path::new(&[], 0);
         assert_eq!(path.next_target(), None);
         path.prove(address(5).into());
-        path.set_candidates(&[address(6)]);
+        path.set_candidates(&[address(6)], 0);
         assert_eq!(path.endpoint(), Some(address(5).into()));
+    }
+
+    #[test]
+    fn another_lane_has_another_port() {
+        let mut path = Path::new(&[address(7_100), address(65_535)], 3);
+        assert_eq!(path.endpoint(), Some(address(7_103).into()));
+        path.set_candidates(&[address(65_533)], 3);
+        assert_eq!(path.endpoint(), None, "there is no such port");
     }
 
     #[test]
     fn our_end_follows_without_being_a_move() {
         let by = |local: u8| Ends { remote: address(1), local: Some([192, 0, 2, local].into()) };
-        let mut path = Path::new(&[address(1)]);
+        let mut path = Path::new(&[address(1)], 0);
         assert_eq!(path.prove(by(7)), None, "the endpoint is where it was");
         assert_eq!(path.endpoint(), Some(by(7)));
         assert_eq!(path.prove(by(8)), None);

@@ -228,6 +228,11 @@ impl Tunnel {
         self.attempt.is_some()
     }
 
+    /// For how long a handshake of ours has been unanswered.
+    pub(crate) fn attempting_for(&self, now: Instant) -> Option<Duration> {
+        self.attempt.map(|attempt| now.since(attempt.started))
+    }
+
     /// True if so many messages were sent that a new session is due.
     pub(crate) fn wants_rekey(&self) -> bool {
         self.sent >= self.limits.0

@@ -14,7 +14,7 @@ use std::{
 };
 
 use mesh_dataplane::{
-    LaneParts, LocalKey, PeerId, PeerSpec, PublicKey, RemoteKey, SecretKey, Table, TableSpec,
+    LaneParts, Lanes, LocalKey, PeerId, PeerSpec, PublicKey, RemoteKey, SecretKey, Table, TableSpec,
     tun::{Device, TunQueue},
     udp::system::{SystemConfig, SystemSocket},
 };
@@ -198,6 +198,7 @@ pub fn table(
         allowed_ips: nets(allowed),
         endpoints: endpoint.into_iter().collect(),
         keepalive: None,
+        lanes: Lanes::Plain,
     };
     let spec = TableSpec {
         local_keys: vec![LocalKey { epoch: 1, secret: local }],

@@ -77,6 +77,7 @@ mod tests {
     fn peer(number: u32, tunnels: &[(u64, bool)]) -> (PeerId, PeerSnapshot) {
         let tunnel = |(local_epoch, confirmed): &(u64, bool)| TunnelSnapshot {
             lane: 0,
+            remote_lane: 0,
             local_epoch: *local_epoch,
             remote_epoch: 1,
             confirmed: *confirmed,
@@ -92,6 +93,7 @@ mod tests {
             traffic: Default::default(),
             refused_packets: 0,
             tunnels: tunnels.iter().map(tunnel).collect(),
+            blocked: Vec::new(),
         };
         (PeerId(number), snapshot)
     }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_dataplane::table::Owner;
-use mesh_dataplane::{LocalKey, PeerId, PeerSpec, PublicKey, RemoteKey, SecretKey, Table, TableError, TableSpec};
+use mesh_dataplane::{
+    Lanes, LocalKey, PeerId, PeerSpec, PublicKey, RemoteKey, SecretKey, Table, TableError, TableSpec,
+};
 use mesh_protocol::key::{TunnelKey, TunnelSecret};
 
 use crate::facts::{Facts, PeerFacts};
@@ -95,7 +97,13 @@ fn peer_spec(peer: &PeerFacts, facts: &Facts) -> PeerSpec {
         allowed_ips: addresses.chain(peer.pod_cidrs.iter().copied()).collect(),
         endpoints: endpoints.filter(|endpoint| may_be_endpoint(*endpoint, facts)).collect(),
         keepalive: None,
+        lanes: Lanes::Each(lanes(peer.lanes)),
     }
+}
+
+/// A record may name any number from 1 to 8; lanes are a power of two.
+fn lanes(recorded: u8) -> u8 {
+    1 << recorded.clamp(1, 8).ilog2()
 }
 
 /// An IPv4-mapped address as the IPv4 address it means.

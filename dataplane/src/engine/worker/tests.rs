@@ -12,7 +12,7 @@ use super::*;
 use crate::{
     key::SecretKey,
     lane::LaneConfig,
-    table::{LocalKey, PeerId, PeerSpec, RemoteKey, Table, TableSpec},
+    table::{Lanes, LocalKey, PeerId, PeerSpec, RemoteKey, Table, TableSpec},
     tun::memory::MemoryQueue,
     udp::memory::{MemoryNetwork, MemorySocket},
 };
@@ -33,6 +33,7 @@ fn table(peers: u32, keepalive: Option<Duration>) -> Arc<Table> {
             allowed_ips: vec![format!("10.{}.{}.0/24", n >> 8, n & 255).parse().unwrap()],
             endpoints: vec![outer(9)],
             keepalive,
+            lanes: Lanes::Plain,
         }
     });
     let local_keys = vec![LocalKey { epoch: 1, secret: SecretKey::new([1; 32]) }];
@@ -54,7 +55,7 @@ fn bench(table: Arc<Table>, queue: Box<dyn Queue>) -> Bench {
     let mailbox = Arc::new(Mailbox::new().unwrap());
     let (sender, events) = mpsc::sync_channel(8);
     let parts = LaneParts { queue, socket: Box::new(network.bind(outer(1)).unwrap()) };
-    let worker = Worker::new(lane, parts, Arc::clone(&mailbox), sender);
+    let worker = Worker::new(lane, parts, Mailboxes { own: Arc::clone(&mailbox), first: None }, sender);
     Bench { worker, mailbox, events, remote: network.bind(outer(9)).unwrap() }
 }
 
