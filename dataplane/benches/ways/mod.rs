@@ -19,7 +19,7 @@ use mesh_dataplane::{
         offload::{Cut, Offloads, Transport},
         segment::Segments,
     },
-    table::{Owner, prefix::PrefixMap},
+    table::{Lanes, Owner, prefix::PrefixMap},
 };
 use nix::time::{ClockId, clock_gettime};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -155,6 +155,7 @@ fn table(secrets: &[SecretKey; 2], own: usize) -> Arc<Table> {
         allowed_ips: vec![net(other)],
         endpoints: vec![endpoint(other)],
         keepalive: None,
+        lanes: Lanes::Plain,
     };
     let spec = TableSpec {
         local_keys: vec![LocalKey { epoch: 1, secret: secrets[own].clone() }],
