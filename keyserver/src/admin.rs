@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 use crate::directory::{ClusterRequest, RevocationTicket, RotationProgress, RotationTicket, TokenRequest};
-use crate::writer::{Stopped, Writer};
+use crate::writer::{Operator, Stopped, Writer};
 
 /// Operators at once. Each may hold one line of 1 MiB.
 const MAX_CLIENTS: usize = 32;
@@ -66,7 +66,7 @@ pub(crate) async fn run(listener: UnixListener, writer: Writer, about: Arc<About
         let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (writer, about) = (writer.clone(), about.clone());
+                let (writer, about) = (Operator::new(writer.clone(), actor(&stream)), about.clone());
                 tokio::spawn(async move {
                     if let Err(error) = serve(stream, &writer, &about).await {
                         debug!(%error, "operator's connection over");
@@ -82,7 +82,16 @@ pub(crate) async fn run(listener: UnixListener, writer: Writer, about: Arc<About
     }
 }
 
-async fn serve(mut stream: UnixStream, writer: &Writer, about: &About) -> io::Result<()> {
+/// Who is at the other end, by the kernel's word: for the audit log.
+fn actor(stream: &UnixStream) -> String {
+    let Ok(peer) = stream.peer_cred() else { return "somebody at the admin socket".to_owned() };
+    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(peer.uid())).ok().flatten();
+    let name = user.map(|user| format!(" ({})", user.name)).unwrap_or_default();
+    let pid = peer.pid().map(|pid| format!(" pid {pid}")).unwrap_or_default();
+    format!("uid {}{name}{pid}", peer.uid())
+}
+
+async fn serve(mut stream: UnixStream, writer: &Operator, about: &About) -> io::Result<()> {
     let mut lines = LineBuffer::default();
     let mut chunk = [0; 4096];
     loop {
@@ -111,7 +120,7 @@ async fn send(stream: &mut UnixStream, reply: &AdminReply) -> io::Result<()> {
     timeout(WRITE_WITHIN, stream.write_all(&bytes)).await?
 }
 
-async fn answer(stream: &mut UnixStream, writer: &Writer, about: &About, text: &[u8]) -> io::Result<()> {
+async fn answer(stream: &mut UnixStream, writer: &Operator, about: &About, text: &[u8]) -> io::Result<()> {
     let request: AdminRequest = match line::decode(text) {
         Ok(request) => request,
         Err(error) => return send(stream, &bad_request(error.to_string())).await,
@@ -143,6 +152,7 @@ async fn answer(stream: &mut UnixStream, writer: &Writer, about: &About, text: &
                 (Err(refusal), _) => send(stream, &failed(refusal)).await,
             }
         }
+        AdminRequest::AuditExport { from } => export_audit(stream, writer, from).await,
         request => {
             let reply = one_answer(writer, about, request).await.map_err(stopped)?;
             send(stream, &reply.unwrap_or_else(failed)).await
@@ -161,13 +171,15 @@ fn words(request: &AdminRequest) -> (&'static str, bool) {
         AdminRequest::ClusterAdd { .. } => ("cluster add", true),
         AdminRequest::TokenCreate { .. } => ("token create", true),
         AdminRequest::TokenRevoke { .. } => ("token revoke", true),
+        AdminRequest::AuditExport { .. } => ("audit export", false),
+        AdminRequest::NodeRestore { .. } => ("node restore", true),
         AdminRequest::NodeRevoke { .. } => ("node revoke", true),
         AdminRequest::Rotate { .. } => ("rotate", true),
     }
 }
 
 async fn one_answer(
-    writer: &Writer,
+    writer: &Operator,
     about: &About,
     request: AdminRequest,
 ) -> Result<Result<AdminReply, Refusal>, Stopped> {
@@ -197,13 +209,17 @@ async fn one_answer(
         AdminRequest::NodeList => {
             Ok(AdminReply::Nodes { nodes: writer.call(|directory| directory.list_nodes()).await? })
         }
-        AdminRequest::NodeRevoke { .. } | AdminRequest::Rotate { .. } => {
+        AdminRequest::NodeRestore { node } => {
+            let restored = writer.call(move |directory| directory.restore(&node)).await?;
+            restored.map(|node| AdminReply::Nodes { nodes: vec![node] })
+        }
+        AdminRequest::NodeRevoke { .. } | AdminRequest::Rotate { .. } | AdminRequest::AuditExport { .. } => {
             Ok(bad_request("has more than one answer".to_owned()))
         }
     })
 }
 
-async fn status(writer: &Writer, about: &About) -> Result<AdminReply, Stopped> {
+async fn status(writer: &Operator, about: &About) -> Result<AdminReply, Stopped> {
     let status = writer.call(|directory| directory.status()).await?;
     Ok(AdminReply::Status(Box::new(KeyserverStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -240,9 +256,28 @@ fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The log up to where it ends now, page by page: others are served in between.
+async fn export_audit(stream: &mut UnixStream, writer: &Operator, from: u64) -> io::Result<()> {
+    let head = writer.call(|directory| directory.audit_head()).await.map_err(io::Error::other)?;
+    let (mut next, until) = (from.max(1), head.number);
+    loop {
+        let page = writer.call(move |directory| directory.audit_page(next, until)).await.map_err(io::Error::other)?;
+        let lines = match page {
+            Ok(lines) => lines,
+            Err(refusal) => return send(stream, &failed(refusal)).await,
+        };
+        next += lines.len() as u64;
+        let done = lines.is_empty() || next > until;
+        send(stream, &AdminReply::Audit { lines, head: head.clone(), done }).await?;
+        if done {
+            return Ok(());
+        }
+    }
+}
+
 async fn follow_revocation(
     stream: &mut UnixStream,
-    writer: &Writer,
+    writer: &Operator,
     ticket: RevocationTicket,
     mut progress: tokio::sync::watch::Receiver<u64>,
     wait: Duration,
@@ -289,7 +324,7 @@ async fn follow_revocation(
 
 async fn follow_rotation(
     stream: &mut UnixStream,
-    writer: &Writer,
+    writer: &Operator,
     ticket: RotationTicket,
     mut progress: tokio::sync::watch::Receiver<u64>,
     wait: Duration,

@@ -98,7 +98,8 @@ pub(crate) fn load(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Dir
     let watermark = WatermarkFile::in_dir(&config.dir);
     let held = keys.clone();
     let directory = Directory::load(Box::new(store), keys, settings, watermark, metrics);
-    let directory = directory.with_context(|| format!("read the directory from store {}", path.display()))?;
+    let mut directory = directory.with_context(|| format!("read the directory from store {}", path.display()))?;
+    directory.keep_audit_in(config.dir.join("audit"));
     belong_together(config, &held, directory.view().policy())?;
     Ok(directory)
 }

@@ -7,11 +7,13 @@
 //! One thread owns it ([`writer`](crate::writer)), so that no two changes are ever judged against the same past. A change
 //! is judged first, stored second and shown third: what nodes see survives a power cut.
 
+mod audit;
 mod cluster;
 mod enrol;
 mod grant;
 mod history;
 mod publish;
+mod restore;
 mod revoke;
 mod rotate;
 mod session;
@@ -85,6 +87,7 @@ pub(crate) struct Directory {
     rotations: BTreeMap<u64, rotate::Rotation>,
     publishers: BTreeMap<NodeId, publish::Allowance>,
     alarms: Vec<String>,
+    audit: audit::AuditLog,
     metrics: Arc<Metrics>,
 }
 
@@ -98,6 +101,7 @@ impl Directory {
         metrics: Arc<Metrics>,
     ) -> Result<Self, history::LoadError> {
         let history = History::load(store.as_ref())?;
+        let audit = audit::AuditLog::load(store.as_ref())?;
         let mut directory = Self {
             hub: Hub::new(history.position),
             store,
@@ -114,6 +118,7 @@ impl Directory {
             rotations: BTreeMap::new(),
             publishers: BTreeMap::new(),
             alarms: Vec::new(),
+            audit,
             metrics,
         };
         directory.compare_with_watermark();
@@ -173,6 +178,7 @@ impl Directory {
         operations: Vec<Operation>,
     ) -> Result<Change, ChangeError> {
         self.writable()?;
+        let deeds = self.deeds_of_change(envelope, &operations);
         let change = self.history.view.apply(envelope).map_err(ChangeError::Judged)?;
         if change == Change::Nothing && operations.is_empty() {
             return Ok(change);
@@ -182,7 +188,7 @@ impl Directory {
         let mut txn = Txn { compare, then: operations, otherwise: Vec::new() };
         txn.compare.push(Compare::ModRevision(key.clone(), 0));
         txn.then.push(Operation::Put(key, mesh_protocol::cbor::to_vec(envelope)));
-        self.commit(&txn)?;
+        self.commit_with(&txn, if change == Change::Nothing { Vec::new() } else { deeds })?;
         self.history.push(envelope.clone());
         self.hub.changed(envelope.clone());
         self.keep_watermark();
@@ -203,8 +209,14 @@ impl Directory {
         }
     }
 
-    /// Runs one transaction; on failure reads everything back, so that memory says what the disk says.
+    /// Runs one transaction that is no change of the history, with its lines of the audit log.
     fn commit(&mut self, txn: &Txn) -> Result<(), Refusal> {
+        let deeds = self.deeds_of(txn);
+        self.commit_with(txn, deeds)
+    }
+
+    /// Runs one transaction; on failure reads everything back, so that memory says what the disk says.
+    fn commit_txn(&mut self, txn: &Txn) -> Result<(), Refusal> {
         let started = Instant::now();
         let outcome = self.store.txn(txn);
         self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
@@ -241,6 +253,8 @@ impl Directory {
             self.hub.changed(envelope);
         }
         self.history = fresh;
+        let audit = audit::AuditLog::load(self.store.as_ref()).map_err(|error| unavailable(&error))?;
+        self.audit = audit.reloaded(std::mem::take(&mut self.audit));
         self.broken = false;
         Ok(())
     }
@@ -297,6 +311,7 @@ impl Directory {
         if self.hub.minute_due() {
             self.renew_grants();
             self.forget_tokens();
+            self.rotate_audit();
             self.compact_store();
             self.flush();
             let checkpoint = self.checkpoint();

@@ -55,6 +55,38 @@ impl Writer {
     }
 }
 
+/// Brings work on behalf of somebody, whom the audit log names.
+#[derive(Clone)]
+pub(crate) struct Operator {
+    writer: Writer,
+    actor: String,
+}
+
+impl Operator {
+    /// For `actor`.
+    pub(crate) fn new(writer: Writer, actor: String) -> Self {
+        Self { writer, actor }
+    }
+
+    /// As [`Writer::call`].
+    ///
+    /// # Cancel safety
+    /// Once queued the work is done, though nobody hears of it.
+    pub(crate) async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Directory) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        let actor = self.actor.clone();
+        let done = self.writer.call(move |directory| {
+            directory.set_actor(Some(actor));
+            let result = work(directory);
+            directory.set_actor(None);
+            result
+        });
+        done.await
+    }
+}
+
 async fn run(mut directory: Directory, mut queue: mpsc::Receiver<Work>) {
     loop {
         let tick = Instant::from_std(directory.next_tick());

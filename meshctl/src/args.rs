@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use mesh_protocol::{admin, local};
 
-use crate::command::{Context, cluster, completion, down, keys, man, node, peers, ping, routes, status, token};
+use crate::command::{Context, audit, cluster, completion, down, keys, man, node, peers, ping, routes, status, token};
 
 const LONG_ABOUT: &str = "\
 Shows and changes a mesh.
@@ -61,6 +61,7 @@ pub(crate) enum Verb {
     Cluster(cluster::Verb),
     #[command(subcommand)]
     Token(token::Verb),
+    Audit(audit::Args),
     Down(down::Args),
     Completion(completion::Args),
     Man(man::Args),
@@ -79,6 +80,7 @@ impl Cli {
             Verb::Node(verb) => node::run(verb, &context),
             Verb::Cluster(verb) => cluster::run(verb, &context),
             Verb::Token(verb) => token::run(verb, &context),
+            Verb::Audit(args) => audit::run(args, &context),
             Verb::Down(args) => down::run(&args, &context),
             Verb::Completion(args) => completion::run(&args, &context),
             Verb::Man(args) => man::run(&args, &context),

@@ -1,5 +1,6 @@
 //! The verbs, one file each: `Args` says what may be asked, `run` asks it and prints the answer.
 
+pub(crate) mod audit;
 pub(crate) mod cluster;
 pub(crate) mod completion;
 pub(crate) mod down;

@@ -72,6 +72,8 @@ pub(crate) struct Node {
     pub(crate) alarms: Alarms,
     /// One permit for each request that is being answered.
     pub(crate) requests: Semaphore,
+    /// The state directory: evidence lies there.
+    pub(crate) state: StateDir,
     /// When it started.
     pub(crate) started: Instant,
     /// A session came up: whoever has one is told to control at once.
@@ -193,6 +195,7 @@ async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Started> {
         shutdown,
         alarms,
         requests: Semaphore::new(MAX_REQUESTS),
+        state,
         started,
         session_up: Notify::new(),
         mode,

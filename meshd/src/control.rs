@@ -182,6 +182,7 @@ impl ControlReport {
             transport: self.transport.map(str::to_owned),
             position: self.position,
             checkpoint_age: Some(age.as_secs()),
+            exposure: self.exposure.as_secs(),
             exposure_left: self.exposure.saturating_sub(age).as_secs(),
             stale: self.stale,
             error: self.error.clone(),

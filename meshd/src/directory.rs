@@ -11,6 +11,7 @@
 
 mod alarms;
 mod disk;
+pub(crate) mod evidence;
 mod exposure;
 mod facts;
 mod stream;

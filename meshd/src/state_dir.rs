@@ -136,13 +136,14 @@ impl StateDir {
         fs::symlink_metadata(self.path_of(name)).is_ok()
     }
 
-    /// How many files have a name that starts with `prefix`.
+    /// Names of files that start with `prefix`.
     ///
     /// # Errors
     /// [`StateError::Io`].
-    pub(crate) fn count(&self, prefix: &str) -> Result<usize, StateError> {
+    pub(crate) fn names(&self, prefix: &str) -> Result<Vec<String>, StateError> {
         let entries = fs::read_dir(&self.path).map_err(io_error("list", &self.path))?;
-        Ok(entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)).count())
+        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        Ok(names.filter(|name| name.starts_with(prefix)).collect())
     }
 
     /// Reads a file of exactly `size` bytes; `None` if there is none.

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::UnixSeconds;
+use crate::audit::AuditHead;
 use crate::id::{MeshId, Name, NodeId, Position, TokenId};
 
 /// Where a keyserver listens for operators unless configured otherwise.
@@ -63,6 +64,17 @@ pub enum AdminRequest {
         void_tokens: bool,
         /// Milliseconds to wait for nodes that are connected.
         wait: u64,
+    },
+    /// Let a revoked node back in, with a new grant that names the revocation it lifts. Answer: [`AdminReply::Nodes`] with
+    /// that one.
+    NodeRestore {
+        /// Name, id, or the start of an id.
+        node: String,
+    },
+    /// The audit log. Answers: [`AdminReply::Audit`] page by page, the last one `done`.
+    AuditExport {
+        /// Number of the first entry, from 1.
+        from: u64,
     },
     /// Have nodes promote their spare keys. Answers: [`AdminReply::Rotation`], the last one `done`.
     Rotate {
@@ -149,6 +161,15 @@ pub enum AdminReply {
         /// Nothing follows: all confirmed, or the wait is over.
         done: bool,
     },
+    /// Some lines of the audit log.
+    Audit {
+        /// [`AuditEntry`](crate::audit::AuditEntry) as it was written, oldest first.
+        lines: Vec<String>,
+        /// Where the log ended when the first page was read.
+        head: AuditHead,
+        /// Nothing follows.
+        done: bool,
+    },
     /// How far a rotation is. Progress until `done`.
     Rotation {
         /// Nodes asked for.
@@ -173,7 +194,7 @@ impl AdminReply {
     #[must_use]
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Revocation { done, .. } | Self::Rotation { done, .. } => *done,
+            Self::Revocation { done, .. } | Self::Rotation { done, .. } | Self::Audit { done, .. } => *done,
             _ => true,
         }
     }

@@ -7,6 +7,7 @@
 //! id key cbor            names, numbers, keys; the strict CBOR all of it is written in
 //! envelope               exact bytes, key ids, signatures over a domain label
 //! record trust           the signed objects; who may sign what, and the checks
+//! audit                  the keyserver's log of who did what, hash-chained
 //! token                  the line a person pastes to enrol a node
 //! control frame          node <-> keyserver         admin   meshctl <-> keyserver
 //! peer                   node <-> node, inside their tunnel
@@ -15,6 +16,7 @@
 
 pub mod address;
 pub mod admin;
+pub mod audit;
 pub mod cbor;
 pub mod control;
 pub mod envelope;

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{MeshId, Name, NodeId, Position};
+use crate::id::{KeyId, MeshId, Name, NodeId, Position};
 
 /// Where `meshd` listens unless configured otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/mesh/meshd.sock";
@@ -61,6 +61,8 @@ pub enum LocalRequest {
     Peers,
     /// All mesh routes. Answer: [`LocalReply::Routes`].
     Routes,
+    /// Alarms and evidence. Answer: [`LocalReply::Audit`].
+    Audit,
     /// Echo requests to a node through the tunnel. Answers: [`LocalReply::Echo`] for each, then [`LocalReply::Done`].
     Ping {
         /// Name, id (or the start of one), or an address in the mesh.
@@ -110,7 +112,7 @@ impl LocalRequest {
     /// Whether a member of the socket's group may send it.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
-        matches!(self, Self::Status | Self::Peers | Self::Routes | Self::Ping { .. } | Self::AttachStatus)
+        matches!(self, Self::Status | Self::Peers | Self::Routes | Self::Audit | Self::Ping { .. } | Self::AttachStatus)
     }
 }
 
@@ -163,6 +165,13 @@ pub enum LocalReply {
     Routes {
         /// One each.
         routes: Vec<RouteStatus>,
+    },
+    /// What somebody has to look at.
+    Audit {
+        /// Alarms that stand.
+        alarms: Vec<Alarm>,
+        /// Objects that prove a contradiction, oldest first.
+        evidence: Vec<EvidenceStatus>,
     },
     /// One echo, or its absence. Progress.
     Echo {
@@ -282,6 +291,9 @@ pub struct ControlStatus {
     pub position: Option<Position>,
     /// Seconds since the newest checkpoint, of running time.
     pub checkpoint_age: Option<u64>,
+    /// Running time in seconds after which tunnels close without a new checkpoint: as the trust policy says.
+    #[serde(default)]
+    pub exposure: u64,
     /// Seconds of running time until tunnels close without a newer checkpoint.
     pub exposure_left: u64,
     /// The keyserver shows an older state than this node has seen.
@@ -331,6 +343,21 @@ pub struct Alarm {
     pub message: String,
     /// Seconds since it was raised.
     pub age: u64,
+}
+
+/// A signed object that contradicts another one, kept in the state directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvidenceStatus {
+    /// Its file, below the state directory.
+    pub file: String,
+    /// What it is: `checkpoint`, `node-record`, `node-grant`, `endpoints`, `revocation` or `trust-policy`.
+    pub kind: String,
+    /// What it says, in one line.
+    pub says: String,
+    /// Ids of the keys that signed it.
+    pub signers: Vec<KeyId>,
+    /// Seconds since 1970 when it was stored.
+    pub stored: u64,
 }
 
 /// A peer as this node sees it.

@@ -244,6 +244,12 @@ impl View {
         self.revoked.get(&node).map(|revoked| revoked.generation)
     }
 
+    /// A revocation that reaches as far as any of `node`: what a grant has to name to lift it.
+    #[must_use]
+    pub fn to_lift(&self, node: NodeId) -> Option<Hash> {
+        self.revoked.get(&node)?.by.first().copied()
+    }
+
     /// All revocations, chain by chain.
     pub fn revocations(&self) -> impl Iterator<Item = &Accepted<Revocation>> {
         self.chains.values().flatten()

@@ -29,12 +29,21 @@ pub(crate) mod layout {
     pub(crate) const HISTORY: &[u8] = b"history/";
     /// All tokens.
     pub(crate) const TOKENS: &[u8] = b"token/";
+    /// The audit log as far as it is in the store.
+    pub(crate) const AUDIT: &[u8] = b"audit/";
+    /// All uses of tokens.
+    pub(crate) const USES: &[u8] = b"use/";
     /// Proofs that somebody signed two truths.
     pub(crate) const EVIDENCE: &[u8] = b"evidence/";
 
     /// One change: its envelope.
     pub(crate) fn history(revision: u64) -> Vec<u8> {
         [HISTORY, &revision.to_be_bytes()].concat()
+    }
+
+    /// One line of the audit log.
+    pub(crate) fn audit(number: u64) -> Vec<u8> {
+        [AUDIT, &number.to_be_bytes()].concat()
     }
 
     /// One token: its limits and how often it was used.
@@ -49,7 +58,7 @@ pub(crate) mod layout {
 
     /// All uses of a token.
     pub(crate) fn uses(token: TokenId) -> Vec<u8> {
-        [b"use/".as_slice(), token.as_bytes(), b"/"].concat()
+        [USES, token.as_bytes(), b"/"].concat()
     }
 }
 

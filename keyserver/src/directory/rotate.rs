@@ -70,7 +70,10 @@ impl Directory {
             let offline = !self.hub.send(node, &ServerMessage::Rotate { request, force, after: before });
             turns.insert(node, Turn { name, before, promoted: None, failed: None, offline });
         }
+        let whom = if nodes.is_empty() { "all nodes".to_owned() } else { nodes.join(" ") };
+        let detail = format!("{} nodes asked{}", turns.len(), if force { ", forced" } else { "" });
         self.rotations.insert(request, Rotation { turns, force });
+        self.note_request("rotate-request", whom, detail);
         Ok(RotationTicket(request))
     }
 

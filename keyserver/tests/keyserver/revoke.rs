@@ -122,3 +122,52 @@ async fn rotation_asks_and_shows_who_did() {
     );
     assert_eq!((failed[0].node.as_str(), failed[0].error.as_str()), ("n2", "not now"));
 }
+
+#[tokio::test]
+async fn a_revoked_node_is_let_back_in_by_a_grant_that_lifts_it_and_the_log_tells() {
+    let server = std::sync::Arc::new(Server::start());
+    let nodes = members(&server, &["back", "other"]).await;
+    let mut other = nodes[1].open(server.address, None, Transport::Quic).await.unwrap();
+    let asking = server.clone();
+    let lines = tokio::task::spawn_blocking(move || {
+        let restore = |node: &str| AdminRequest::NodeRestore { node: node.into() };
+        assert_eq!(asking.ask(&restore("back")).unwrap_err().code, AdminErrorCode::NotFound, "it is not revoked");
+        asking.ask_all(&revoke("back", 0));
+        let Ok(AdminReply::Nodes { nodes }) = asking.ask(&restore("back")) else { panic!("not restored") };
+        assert_eq!((nodes[0].name.as_str(), nodes[0].generation, nodes[0].revoked), ("back", 2, false));
+        let replies = asking.ask_all(&AdminRequest::AuditExport { from: 1 });
+        let mut verifier = mesh_protocol::audit::Verifier::new(1);
+        let mut entries = Vec::new();
+        for reply in &replies {
+            let AdminReply::Audit { lines, head, done } = reply else { panic!("{reply:?}") };
+            for line in lines {
+                verifier.line(line).unwrap();
+                entries.push(serde_json::from_str::<mesh_protocol::audit::AuditEntry>(line).unwrap());
+            }
+            if *done {
+                let end = mesh_protocol::audit::AuditEnd { head: head.clone() };
+                verifier.line(&serde_json::to_string(&end).unwrap()).unwrap();
+            }
+        }
+        verifier.finish().unwrap();
+        entries
+    });
+    let entries = lines.await.unwrap();
+    let told: Vec<(&str, &str)> = entries.iter().map(|e| (e.action.as_str(), e.subject.as_str())).collect();
+    let joins = told.iter().filter(|(action, _)| *action == "join").count();
+    assert_eq!(joins, 2, "{told:?}");
+    assert!(told.contains(&("revoke", "node back")) && told.contains(&("restore", "node back")), "{told:?}");
+    let revoked = entries.iter().find(|entry| entry.action == "revoke").unwrap();
+    assert!(revoked.actor.starts_with("uid ") && revoked.detail.ends_with("stolen"), "{revoked:?}");
+    let joined = entries.iter().find(|entry| entry.action == "join").unwrap();
+    assert!(joined.actor.starts_with("token "), "{joined:?}");
+    // It has a session again, and others are given the new grant beside the revocation.
+    assert!(nodes[0].open(server.address, None, Transport::Tls).await.is_some(), "no session");
+    other
+        .until("the new grant", |session| {
+            let grants =
+                session.seen.iter().filter_map(|item| item.unverified::<mesh_protocol::record::NodeGrant>().ok());
+            grants.into_iter().any(|grant| grant.lifts.is_some() && grant.generation == 2)
+        })
+        .await;
+}

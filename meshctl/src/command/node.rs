@@ -14,7 +14,8 @@ use crate::output::{self, Progress, Table};
 const HELP: &str = "\
 Examples:
   meshctl node list
-  meshctl node revoke n1 --reason stolen";
+  meshctl node revoke n1 --reason stolen
+  meshctl node restore n1";
 
 const LIST_HELP: &str = "\
 Examples:
@@ -26,7 +27,8 @@ null or from where, \"key_epoch\", \"revoked\"}]}";
 
 const REVOKE_HELP: &str = "\
 Every connected node drops the revoked one at once; the command waits until all have confirmed that no packet of it is \
-accepted any more. A revocation is final: to come back, the machine enrols anew.
+accepted any more. A revocation stays for ever: to come back, the machine enrols anew with another identity, or \
+'meshctl node restore' grants it anew what it had.
 
 Examples:
   meshctl node revoke n1 --reason stolen
@@ -35,12 +37,22 @@ Examples:
 JSON: {\"node\", \"online\", \"confirmed\", \"waiting\": [..], \"offline\": [..], \"millis\", \"done\"}
 Exit status: 0 if every connected node confirmed in time; the revocation is in force in either case";
 
+const RESTORE_HELP: &str = "\
+Only for a machine that was never out of your hands: whoever has its key is in again. The new grant names the revocation \
+that it lifts; name, address and pod CIDRs are those it had, and have to be free still.
+
+Examples:
+  meshctl node restore n1
+
+JSON: the node as in 'meshctl node list'";
+
 /// Show the nodes of the mesh, or cut one off
 #[derive(Debug, clap::Subcommand)]
 #[command(after_help = HELP)]
 pub(crate) enum Verb {
     List(List),
     Revoke(Revoke),
+    Restore(Restore),
 }
 
 /// List all nodes
@@ -65,10 +77,19 @@ pub(crate) struct Revoke {
     wait: Duration,
 }
 
+/// Let a revoked node back in
+#[derive(Debug, clap::Args)]
+#[command(after_help = RESTORE_HELP)]
+pub(crate) struct Restore {
+    /// Name, id, or the start of an id
+    node: String,
+}
+
 pub(crate) fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
     match verb {
         Verb::List(_) => list(context),
         Verb::Revoke(args) => revoke(args, context),
+        Verb::Restore(args) => restore(args, context),
     }
 }
 
@@ -165,4 +186,13 @@ fn revoke(args: Revoke, context: &Context) -> anyhow::Result<()> {
         bail!("{count} did not confirm within {wait}; the revocation stands, look at them or cut their network");
     }
     Ok(())
+}
+
+fn restore(args: Restore, context: &Context) -> anyhow::Result<()> {
+    let nodes = match context.ask_keyserver(&AdminRequest::NodeRestore { node: args.node })? {
+        AdminReply::Nodes { nodes } => nodes,
+        other => return Err(unexpected(other)),
+    };
+    let [node] = nodes.as_slice() else { bail!("the keyserver named no node, or more than one") };
+    context.show(node, || format!("{} is in again, at generation {}\n", node.name, node.generation))
 }

@@ -125,7 +125,11 @@ fn node_text(status: &Status) -> String {
 fn control_text(status: &Status) -> String {
     let control = &status.control;
     let address = control.keyserver.as_deref().unwrap_or("none known");
-    let stale = if control.stale { ", STALE: it shows an older state than this node has seen" } else { "" };
+    let stale = if control.stale {
+        ", STALE: it shows less than this node has seen, or two worlds: see meshctl audit"
+    } else {
+        ""
+    };
     if control.connected {
         format!("{address}, connected by {}{stale}", control.transport.as_deref().unwrap_or("?"))
     } else {
@@ -137,7 +141,8 @@ fn checkpoint_text(status: &Status) -> String {
     let control = &status.control;
     let age = control.checkpoint_age.map_or_else(|| "none".to_owned(), |age| format!("{} old", output::seconds(age)));
     let position = control.position.map(|at| format!(", revision {}", at.revision)).unwrap_or_default();
-    format!("{age}{position}; tunnels close in {} without a newer one", output::seconds(control.exposure_left))
+    let (bound, left) = (output::seconds(control.exposure), output::seconds(control.exposure_left));
+    format!("{age}{position}; without a newer one tunnels close after {bound} of running time, in {left}")
 }
 
 fn keys_text(status: &Status) -> String {

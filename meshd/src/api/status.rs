@@ -3,10 +3,14 @@
 use std::time::Instant;
 
 use mesh_dataplane::{PeerId, PeerSnapshot};
-use mesh_protocol::local::{Alarm, DeviceStatus, KeyStatus, PeerStatus, RouteStatus, Status, TunnelStatus};
+use mesh_protocol::local::{
+    Alarm, DeviceStatus, KeyStatus, LocalError, LocalErrorCode, LocalReply, PeerStatus, RouteStatus, Status,
+    TunnelStatus,
+};
 
 use crate::app::Node;
 use crate::desired;
+use crate::directory::evidence;
 use crate::facts::PeerFacts;
 
 /// The node's state.
@@ -55,6 +59,20 @@ pub(super) async fn status(node: &Node) -> Status {
         dropped: drops.map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
         alarms,
     }
+}
+
+/// What somebody has to look at.
+///
+/// # Errors
+/// The state directory cannot be listed.
+pub(super) fn audit(node: &Node) -> Result<LocalReply, LocalError> {
+    let now = Instant::now();
+    let mut alarms = node.control.report.borrow().alarms(now);
+    alarms.extend(node.alarms.list(now));
+    let evidence = evidence::kept(&node.state);
+    let evidence =
+        evidence.map_err(|error| LocalError { code: LocalErrorCode::Internal, message: error.to_string() })?;
+    Ok(LocalReply::Audit { alarms, evidence })
 }
 
 /// All peers, by name.

@@ -340,6 +340,8 @@ impl Agent {
         if self.directory.is_own_revoked(self.identity.grant().generation) {
             let message = "this node is revoked: its tunnels are closed, and no peer answers it";
             self.alarms().raise(alarm::REVOKED, "", message.to_owned(), now.instant);
+        } else {
+            self.alarms().clear(alarm::REVOKED);
         }
     }
 

@@ -21,7 +21,10 @@ const DIRECTORY: &str = "directory";
 const DIRECTORY_LABEL: &str = "mesh directory 1";
 const RUNTIME: &str = "runtime";
 const RUNTIME_LABEL: &str = "mesh runtime 1";
-const EVIDENCE_LABEL: &str = "mesh evidence 1";
+/// Label of a file of evidence.
+pub(super) const EVIDENCE_LABEL: &str = "mesh evidence 1";
+/// What the names of such files begin with.
+pub(super) const EVIDENCE_PREFIX: &str = "evidence-";
 /// Ten thousand nodes take about 25 MiB.
 const LIMIT: u64 = 512 * 1024 * 1024;
 const DIRECTORY_FIX: &str =
@@ -93,7 +96,7 @@ pub(crate) struct Evidence {
 
 impl Evidence {
     pub(super) fn of(envelope: &Envelope, mesh: MeshId) -> Self {
-        Self { name: format!("evidence-{}", envelope.hash(mesh)), bytes: cbor::to_vec(envelope) }
+        Self { name: format!("{EVIDENCE_PREFIX}{}", envelope.hash(mesh)), bytes: cbor::to_vec(envelope) }
     }
 
     /// Stores it, unless it is there or there is enough.
@@ -101,7 +104,7 @@ impl Evidence {
     /// # Errors
     /// [`StateError`].
     fn store(&self, state: &StateDir) -> Result<(), StateError> {
-        if state.has(&self.name) || state.count("evidence-")? >= MOST_EVIDENCE_FILES {
+        if state.has(&self.name) || state.names(EVIDENCE_PREFIX)?.len() >= MOST_EVIDENCE_FILES {
             return Ok(());
         }
         state.write(&self.name, EVIDENCE_LABEL, &self.bytes)
