@@ -32,7 +32,7 @@ BENCH ?=
 SIM := dataplane/sim/Cargo.toml
 APART := $(wildcard $(SIM) dataplane/fuzz/Cargo.toml protocol/fuzz/Cargo.toml)
 
-.PHONY: help setup root demo test bench bench-quick bench-rivals fmt fmt-check lint doc build unit sim audit fuzz install
+.PHONY: help setup root demo test bench bench-quick bench-rivals fmt fmt-check lint doc build unit sim audit fuzz install soak
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -149,6 +149,11 @@ audit: ## licences, sources and bans (always, in the tests); advisories where ca
 	else
 	  $(CARGO) deny --locked check
 	fi
+
+SOAK_SECONDS ?= 1800
+soak: setup root ## half an hour of mixed traffic, keys rotating each minute (SOAK_SECONDS)
+	@$(CARGO) build --locked --release -q --workspace --bins
+	MESH_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --release -q -p mesh-e2e --test soak -- --nocapture
 
 fuzz: ## each fuzz target for FUZZ_SECONDS (needs nightly and cargo-fuzz)
 	@for crate in protocol dataplane; do
