@@ -30,7 +30,7 @@ BENCH ?=
 
 # Workspaces of their own: the simulation and the fuzz targets.
 SIM := dataplane/sim/Cargo.toml
-APART := $(wildcard $(SIM) dataplane/fuzz/Cargo.toml protocol/fuzz/Cargo.toml)
+APART := $(wildcard $(SIM) dataplane/fuzz/Cargo.toml protocol/fuzz/Cargo.toml wg/fuzz/Cargo.toml)
 
 .PHONY: help setup root demo test bench bench-quick bench-rivals fmt fmt-check lint doc build unit sim audit fuzz install soak
 
@@ -156,7 +156,7 @@ soak: setup root ## half an hour of mixed traffic, keys rotating each minute (SO
 	MESH_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --release -q -p mesh-e2e --test soak -- --nocapture
 
 fuzz: ## each fuzz target for FUZZ_SECONDS (needs nightly and cargo-fuzz)
-	@for crate in protocol dataplane; do
+	@for crate in protocol dataplane wg; do
 	  [ -d "$$crate/fuzz" ] || continue
 	  ( cd "$$crate"
 	    for target in $$($(CARGO) +nightly fuzz list); do

@@ -32,6 +32,8 @@ drop_reasons! {
     ForeignSource = "foreign_source",
     /// Outbound: larger than the inner MTU and not to be fragmented.
     PacketTooBig = "packet_too_big",
+    /// Outbound: a datagram of ours, whose way to its peer leads into the device.
+    RoutingLoop = "routing_loop",
     /// Outbound: the peer has no endpoint to send to.
     NoEndpoint = "no_endpoint",
     /// Outbound: more packets wait for a handshake than the queue holds.

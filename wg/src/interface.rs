@@ -271,3 +271,115 @@ impl Interface {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use mesh_dataplane::{Table, TableSpec};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn secret(n: u8) -> SecretKey {
+        SecretKey::new([n; 32])
+    }
+
+    /// Few keys and prefixes, so that they meet.
+    fn peer_change() -> impl Strategy<Value = PeerChange> {
+        let prefixes = ["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "::/0", "fd00::/8", "10.1.2.3/32"];
+        let prefix = proptest::sample::select(prefixes.to_vec());
+        let allowed =
+            (any::<bool>(), prefix).prop_map(|(remove, text)| AllowedIp { remove, prefix: text.parse().unwrap() });
+        let allowed = proptest::collection::vec(allowed, 0..4);
+        let flags = (0..6u8, any::<bool>(), any::<bool>(), any::<bool>(), any::<Option<u16>>());
+        (1..6u8, flags, allowed).prop_map(|(key, (remove, update_only, replace, endpoint, keepalive), allowed_ips)| {
+            PeerChange {
+                remove: remove == 0,
+                update_only,
+                endpoint: endpoint.then(|| ([192, 0, 2, key], 7).into()),
+                keepalive,
+                replace_allowed_ips: replace,
+                allowed_ips,
+                ..PeerChange::new(secret(key).to_public())
+            }
+        })
+    }
+
+    fn change() -> impl Strategy<Value = DeviceChange> {
+        let key = proptest::option::weighted(0.2, (0..6u8).prop_map(|n| (n > 0).then(|| secret(n))));
+        (key, 0..8u8, proptest::collection::vec(peer_change(), 0..5)).prop_map(|(private_key, replace, peers)| {
+            DeviceChange { private_key, replace_peers: replace == 0, peers, ..DeviceChange::default() }
+        })
+    }
+
+    /// The same in the simplest way: who has what, in the order of claims.
+    #[derive(Debug, Default, PartialEq)]
+    struct Model {
+        own: Option<PublicKey>,
+        peers: BTreeMap<PublicKey, Vec<IpNet>>,
+    }
+
+    impl Model {
+        fn apply(&mut self, change: &DeviceChange) {
+            if change.replace_peers {
+                self.peers.clear();
+            }
+            if let Some(key) = &change.private_key {
+                self.own = key.as_ref().map(SecretKey::to_public);
+                self.own.map(|own| self.peers.remove(&own));
+            }
+            for peer in &change.peers {
+                let key = peer.public_key;
+                if peer.remove {
+                    self.peers.remove(&key);
+                    continue;
+                }
+                if self.own == Some(key) || peer.update_only && !self.peers.contains_key(&key) {
+                    continue;
+                }
+                let list = self.peers.entry(key).or_default();
+                if peer.replace_allowed_ips {
+                    list.clear();
+                }
+                for allowed in &peer.allowed_ips {
+                    if allowed.remove {
+                        self.peers.get_mut(&key).unwrap().retain(|prefix| *prefix != allowed.prefix);
+                    } else if !self.peers[&key].contains(&allowed.prefix) {
+                        self.peers.values_mut().for_each(|list| list.retain(|prefix| *prefix != allowed.prefix));
+                        self.peers.get_mut(&key).unwrap().push(allowed.prefix);
+                    }
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_changes_do_what_the_model_does(changes in proptest::collection::vec(change(), 1..20)) {
+            let (mut interface, mut model) = (Interface::default(), Model::default());
+            for change in changes {
+                model.apply(&change);
+                interface.apply(change);
+                let list = |peer: &Peer| (peer.public_key, peer.allowed_ips.values().copied().collect());
+                let peers: BTreeMap<PublicKey, Vec<IpNet>> = interface.peers().map(|(_, peer)| list(peer)).collect();
+                prop_assert_eq!(&peers, &model.peers);
+                prop_assert_eq!(interface.secret().map(SecretKey::to_public), model.own);
+                // What the data plane gets is a table that it takes.
+                let local_keys = vec![interface.local_key().unwrap_or(LocalKey { epoch: 0, secret: secret(99) })];
+                let spec = TableSpec { local_keys, peers: interface.peer_specs(), plain: true, ..TableSpec::default() };
+                prop_assert!(Table::new(spec).is_ok());
+            }
+        }
+    }
+
+    #[test]
+    fn only_endpoints_of_known_peers_are_redirected() {
+        let mut interface = Interface::default();
+        let mut change = PeerChange::new(secret(1).to_public());
+        change.endpoint = Some(([192, 0, 2, 1], 7).into());
+        let change = DeviceChange { peers: vec![change], ..DeviceChange::default() };
+        assert_eq!(interface.apply(change.clone()).redirects, []);
+        assert_eq!(interface.apply(change).redirects, [(PeerId(0), ([192, 0, 2, 1], 7).into())]);
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead, BufReader, Read, Write as _},
     os::unix::{
         fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
         net::{UnixListener, UnixStream},
@@ -17,7 +17,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::{
     device::Device,
-    uapi::{self, MAX_LINE, Parser, Request, UapiError},
+    uapi::{self, MAX_LINE, Parser, Request},
 };
 
 /// Where wg(8) looks for sockets.
@@ -128,16 +128,9 @@ fn serve(stream: &UnixStream, device: &Device) -> io::Result<()> {
     let mut line = Zeroizing::new(Vec::with_capacity(MAX_LINE + 1));
     loop {
         line.zeroize();
-        let most = MAX_LINE as u64 + 1;
-        reader.by_ref().take(most).read_until(b'\n', &mut line)?;
-        if line.last() != Some(&b'\n') {
-            if line.len() > MAX_LINE {
-                // Where the next operation would begin is anybody's guess.
-                answer(stream, &uapi::end(Err(UapiError::Protocol)))?;
-            }
+        if !read_line(&mut reader, &mut line)? {
             return Ok(());
         }
-        line.pop();
         match parser.line(&line) {
             Ok(None) => {}
             Ok(Some(Request::Get)) => answer(stream, &device.get())?,
@@ -145,6 +138,17 @@ fn serve(stream: &UnixStream, device: &Device) -> io::Result<()> {
             Err(error) => answer(stream, &uapi::end(Err(error)))?,
         }
     }
+}
+
+/// Reads a line without its end, of a longer one [`MAX_LINE`] bytes and one more; false if the client has gone.
+fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
+    let most = MAX_LINE as u64 + 1;
+    Read::take(&mut *reader, most).read_until(b'\n', line)?;
+    if line.pop_if(|last| *last == b'\n').is_some() {
+        return Ok(true);
+    }
+    let is_cut = line.len() > MAX_LINE;
+    Ok(is_cut && reader.skip_until(b'\n')? > 0)
 }
 
 fn answer(mut stream: &UnixStream, text: &str) -> io::Result<()> {

@@ -7,15 +7,23 @@ use crate::{
     packet::{
         ecn,
         fragment::Fragments,
-        header::{Header, TCP, is_unroutable_destination},
+        header::{Fragment, Header, TCP, UDP, is_unroutable_destination},
         icmp::{self, Problem},
         mss,
         segment::Segments,
     },
-    peer::{Peer, tunnel::Sealed},
+    peer::{
+        Peer, PeerSlot,
+        tunnel::{DATA, Sealed},
+    },
     table::Owner,
     udp::Outer,
 };
+
+/// Length of a UDP header.
+const UDP_HEADER: usize = 8;
+/// Up to so many peers, all are looked at for one that a datagram comes back from: 1 us.
+const LOOP_PEERS: usize = 256;
 
 impl Lane {
     /// Takes a packet that a local sender wants carried: the first `len` bytes of `buffer`. The bytes behind it, up to
@@ -117,12 +125,35 @@ impl Lane {
         self.way(peer, |lane| lane.flow.hash(header, packet), now, out).ok_or(DropReason::NoRoute)
     }
 
+    /// True for a datagram of this device itself, whose way to its peer leads into the device. Each round would make it
+    /// longer, then cut it in two: without end, and more with each round.
+    fn comes_back(&self, packet: &[u8], header: &Header, at: PeerSlot) -> bool {
+        if header.protocol != UDP || !self.table.is_plain() || header.fragment == Fragment::Later {
+            return false;
+        }
+        let Some(datagram) = packet.get(header.payload + UDP_HEADER..) else { return false };
+        if datagram.first() != Some(&DATA.0) {
+            return false;
+        }
+        let made = |peer: &Peer| {
+            let to = peer.path.endpoint().map(|ends| ends.remote.ip());
+            to == Some(header.destination) && peer.tunnels.iter().any(|tunnel| tunnel.is_own(datagram))
+        };
+        // Mostly the very peer; a loop over several is looked for among few only.
+        let others = if self.peers.len() <= LOOP_PEERS { self.peers.as_slice() } else { &[] };
+        let first = self.peers.get(self.pairs.position(at)).into_iter();
+        first.chain(others).flatten().any(|peer| made(peer))
+    }
+
     /// Seals a packet for the way it takes, or keeps it until there is a session.
     pub(super) fn send(&mut self, way: Way, header: &Header, padded: &[u8], now: Instant, out: &mut Output) {
         let at = match way {
             Way::Slot(at) => at,
             Way::Crossing => return self.cross(&padded[..header.len], out),
         };
+        if self.comes_back(padded, header, at) {
+            return self.drop(DropReason::RoutingLoop);
+        }
         if let Some(Some(peer)) = self.peers.get_mut(self.pairs.position(at))
             && !peer.is_waiting()
             && let Some(sending) = peer.sending(now)

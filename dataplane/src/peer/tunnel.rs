@@ -163,6 +163,8 @@ pub(crate) struct Tunnel {
     /// Since when the peer waits for a sign that its data arrived.
     owes: Option<Instant>,
     kept_packets: bool,
+    /// Receiver index of the peer in the last data message.
+    receiver: [u8; 4],
     limits: (u64, u64),
 }
 
@@ -210,6 +212,7 @@ impl Tunnel {
             last_data: None,
             owes: None,
             kept_packets: false,
+            receiver: [0; 4],
             limits: (REKEY_AFTER_MESSAGES, REJECT_AFTER_MESSAGES),
         }
     }
@@ -231,6 +234,11 @@ impl Tunnel {
     /// For how long a handshake of ours has been unanswered.
     pub(crate) fn attempting_for(&self, now: Instant) -> Option<Duration> {
         self.attempt.map(|attempt| now.since(attempt.started))
+    }
+
+    /// True for a data message to the session that the last one was sent on: one that we made ourselves.
+    pub(crate) fn is_own(&self, datagram: &[u8]) -> bool {
+        datagram.starts_with(&[DATA.0, 0, 0, 0]) && datagram.get(4..8) == Some(&self.receiver) && self.sent > 0
     }
 
     /// True if so many messages were sent that a new session is due.
@@ -278,6 +286,7 @@ impl Tunnel {
             (kind, len) if kind == DATA.0 => {
                 self.sent += 1;
                 self.owes = None;
+                self.receiver.copy_from_slice(&out[4..8]);
                 Sealed::Data(len)
             }
             (kind, len) if kind == INITIATION.0 => {

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::{AllowedIp, DeviceChange, PeerChange, Request, UapiError};
 
-/// Longest line, without its end. The longest of use has 80 bytes, a private key in hex; longer ones end the connection.
+/// Longest line, without its end. The longest of use has 80 bytes, a key in hex.
 pub const MAX_LINE: usize = 512;
 
 /// Reads one operation after another. Memory grows with what an operator configures and by nothing else.
@@ -54,6 +54,7 @@ impl Parser {
         }
         match &mut self.0 {
             State::Skipping => {}
+            _ if line.len() > MAX_LINE => return Err(UapiError::Protocol),
             State::Get => return Err(UapiError::Invalid),
             State::Idle => match line {
                 b"get=1" => self.0 = State::Get,
@@ -165,4 +166,89 @@ fn allowed_ip(value: &str) -> Result<AllowedIp, UapiError> {
         None => value.parse::<IpAddr>().map_err(|_| UapiError::Invalid)?.into(),
     };
     Ok(AllowedIp { remove, prefix: prefix.trunc() })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// All requests in `text`, and the errors.
+    fn requests(text: &[u8]) -> Vec<Result<Request, UapiError>> {
+        let mut parser = Parser::default();
+        text.split(|byte| *byte == b'\n').filter_map(|line| parser.line(line).transpose()).collect()
+    }
+
+    fn hex() -> impl Strategy<Value = String> {
+        any::<[u8; 32]>().prop_map(hex::encode)
+    }
+
+    fn line() -> impl Strategy<Value = String> {
+        prop_oneof![
+            3 => Just(String::new()),
+            3 => prop_oneof![Just("set=1".to_owned()), Just("get=1".to_owned())],
+            4 => hex().prop_map(|key| format!("public_key={key}")),
+            1 => hex().prop_map(|key| format!("private_key={key}")),
+            1 => hex().prop_map(|key| format!("preshared_key={key}")),
+            2 => (any::<std::net::IpAddr>(), 0..140u8).prop_map(|(ip, len)| format!("allowed_ip={ip}/{len}")),
+            1 => any::<SocketAddr>().prop_map(|to| format!("endpoint={to}")),
+            1 => any::<u32>().prop_map(|port| format!("listen_port={port}")),
+            2 => prop_oneof![Just("remove=true"), Just("update_only=true"), Just("replace_allowed_ips=true")]
+                .prop_map(str::to_owned),
+            1 => "[a-z_]{0,30}=?.{0,100}",
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_judged(text in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            requests(&text);
+        }
+
+        /// Each operation has one answer: as many as there are empty lines at most, and one more that is cut short.
+        #[test]
+        fn each_operation_has_one_answer(lines in proptest::collection::vec(line(), 0..60)) {
+            let text = lines.join("\n");
+            let ends = lines.iter().filter(|line| line.is_empty()).count();
+            prop_assert!(requests(text.as_bytes()).len() <= ends + 1);
+        }
+
+        /// Whatever came before, after an empty line the next operation is read as if it were the first.
+        #[test]
+        fn nothing_leaks_into_the_next_operation(lines in proptest::collection::vec(line(), 0..30), key in hex()) {
+            let next = format!("set=1\npublic_key={key}\nremove=true\n\n");
+            let after = format!("{}\n\n{next}", lines.join("\n"));
+            prop_assert_eq!(requests(after.as_bytes()).pop(), requests(next.as_bytes()).pop());
+        }
+
+        #[test]
+        fn endpoints_and_prefixes_mean_what_they_say(to in any::<SocketAddr>(), ip in any::<IpAddr>(), len in 0..=32u8) {
+            let key = "01".repeat(32);
+            let text = format!("set=1\npublic_key={key}\nendpoint={to}\nallowed_ip={ip}/{len}\nallowed_ip=-{ip}\n\n");
+            let Some(Ok(Request::Set(change))) = requests(text.as_bytes()).pop() else { panic!("{text}") };
+            let peer = &change.peers[0];
+            prop_assert_eq!(peer.endpoint.map(|to| (to.ip().to_canonical(), to.port())), Some((to.ip().to_canonical(), to.port())));
+            let prefix = IpNet::new(ip, len).unwrap().trunc();
+            let whole = AllowedIp { remove: true, prefix: ip.into() };
+            prop_assert_eq!(&peer.allowed_ips, &[AllowedIp { remove: false, prefix }, whole]);
+        }
+    }
+
+    #[test]
+    fn long_lines_are_errors_and_do_not_hang() {
+        let text = format!("set=1\nlisten_port={}\nmore\n\nget=1\n\n", "1".repeat(MAX_LINE));
+        assert_eq!(requests(text.as_bytes()), [Err(UapiError::Protocol), Ok(Request::Get)]);
+    }
+
+    #[test]
+    fn nothing_and_zeros_take_a_secret_away() {
+        for value in [String::new(), "00".repeat(32)] {
+            let text = format!("set=1\nprivate_key={value}\npublic_key={}\npreshared_key={value}\n\n", "02".repeat(32));
+            let Some(Ok(Request::Set(change))) = requests(text.as_bytes()).pop() else { panic!("{text}") };
+            assert_eq!((change.private_key, change.peers[0].preshared_key.clone()), (Some(None), Some(None)));
+        }
+    }
 }
