@@ -17,6 +17,7 @@ pub mod cpu;
 pub mod link;
 pub mod load;
 pub mod measure;
+pub mod priority;
 pub mod probe;
 pub mod report;
 pub mod results;

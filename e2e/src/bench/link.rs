@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -21,6 +21,8 @@ use crate::lab::Lab;
 pub const TUNNEL_MTU: u32 = 1420;
 const UPLINK: &str = "uplink";
 const ETHTOOL: &str = "ethtool";
+/// A program that takes longer hangs: ten thousand peers take the slowest rival a few seconds.
+const HANGS: Duration = Duration::from_secs(120);
 
 /// How packets cross the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -183,13 +185,20 @@ impl End {
     }
 }
 
-/// Runs `command` to its end; gives what it printed.
+/// Runs `command`, which prints little, to its end; gives what it printed.
 ///
 /// # Errors
-/// If it fails: the error carries what it said.
+/// If it fails, the error carries what it said. If it hangs, it is killed.
 pub fn output(command: &mut Command) -> Result<String> {
     let line = format!("{} {:?}", command.get_program().display(), command.get_args().collect::<Vec<_>>());
-    let output = command.output().with_context(|| format!("start {line}"))?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("start {line}"))?;
+    if let Err(error) = child::poll(&line, HANGS, || Ok(child.try_wait()?)) {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(error);
+    }
+    let output = child.wait_with_output()?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{line}: {}: {}", output.status, stderr.trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())

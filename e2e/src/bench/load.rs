@@ -56,6 +56,8 @@ pub enum LoadCommand {
     UdpSink {
         /// Address to listen on
         address: Ipv4Addr,
+        /// Port
+        port: u16,
         /// Bytes each must have
         size: usize,
     },
@@ -63,6 +65,8 @@ pub enum LoadCommand {
     UdpBlast {
         /// Address of the other end
         address: Ipv4Addr,
+        /// Port
+        port: u16,
         /// Bytes of each
         size: usize,
         /// How many a second; 0 for as many as go
@@ -91,8 +95,10 @@ pub fn run(command: &LoadCommand) -> Result<()> {
         LoadCommand::TcpSend { address, streams, seconds } => tcp::send(address, streams, seconds)?,
         LoadCommand::RrServe { address } => rr::serve(address)?,
         LoadCommand::Rr { address, seconds } => rr::request(address, seconds)?,
-        LoadCommand::UdpSink { address, size } => udp::sink(address, size)?,
-        LoadCommand::UdpBlast { address, size, rate, seconds } => udp::blast(address, size, rate, seconds)?,
+        LoadCommand::UdpSink { address, port, size } => udp::sink(address, port, size)?,
+        LoadCommand::UdpBlast { address, port, size, rate, seconds } => {
+            udp::blast((address, port), size, rate, seconds)?
+        }
         LoadCommand::Ping { address, count, interval } => ping::ping(address, count, Duration::from_micros(interval))?,
     };
     print(&figures)

@@ -44,7 +44,9 @@ pub fn run(plan: &Plan, field: &Field) -> Result<Results> {
     let links = plan.links.iter().map(|kind| Link::new(*kind)).collect::<Result<Vec<_>>>()?;
     for round in 0..plan.rounds {
         for link in &links {
-            for candidate in &field.present {
+            // Another one begins in each round: none always follows the same neighbour.
+            let many = field.present.len();
+            for candidate in field.present.iter().cycle().skip(round as usize % many).take(many) {
                 let mut turn = Turn { plan, cpu: &cpu, round, link, candidate, results: &mut results };
                 if let Err(error) = turn.take() {
                     child::ensure_running()?;
@@ -89,18 +91,17 @@ impl Turn<'_> {
         let tunnel = Tunnel::up(self.candidate, self.link)?;
         let mut figures = Figures::new();
         figures.insert("first_packet_ms".to_owned(), json!(tunnel.first_packet.as_secs_f64() * 1e3));
-        let daemon = tunnel.pids().first().copied();
-        if let Some(pid) = daemon {
+        if let Some(resident) = resident(&tunnel)? {
             figures.insert("start_ms".to_owned(), json!(tunnel.start.as_secs_f64() * 1e3));
-            figures.insert("rss_idle_mib".to_owned(), json!(cpu::resident_mib(pid)?));
+            figures.insert("rss_idle_mib".to_owned(), json!(resident));
         }
         for test in self.plan.tests.iter().filter(|test| test.is_load()) {
             let figures = self.sample(*test, &tunnel);
             child::ensure_running()?;
             self.record(test.name(), figures)?;
         }
-        if let Some(pid) = daemon {
-            figures.insert("rss_loaded_mib".to_owned(), json!(cpu::resident_mib(pid)?));
+        if let Some(resident) = resident(&tunnel)? {
+            figures.insert("rss_loaded_mib".to_owned(), json!(resident));
         }
         drop(tunnel);
         if start { self.record(Test::Start.name(), Ok(figures)) } else { Ok(()) }
@@ -161,4 +162,10 @@ impl Turn<'_> {
         println!("{}", report::line(&sample));
         self.results.add(sample)
     }
+}
+
+/// Resident memory of the larger of both daemons, in MiB.
+fn resident(tunnel: &Tunnel<'_>) -> Result<Option<f64>> {
+    let each = tunnel.pids().into_iter().map(cpu::resident_mib).collect::<Result<Vec<f64>>>()?;
+    Ok(each.into_iter().reduce(f64::max))
 }

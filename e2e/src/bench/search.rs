@@ -1,5 +1,7 @@
 //! The highest UDP rate that arrives with at most one per cent lost.
 
+use std::sync::atomic::{AtomicU16, Ordering};
+
 use anyhow::Result;
 use serde_json::{Value, json};
 
@@ -17,6 +19,10 @@ const MAX_TRIALS: usize = 16;
 /// A rate fails on two quiet attempts: one hiccup of a busy machine is not a limit of the tunnel.
 const QUIET_FAILURES: u32 = 2;
 const MAX_ATTEMPTS: u32 = 5;
+const FIRST_PORT: u16 = 8000;
+const PORTS: u16 = 1000;
+
+static TRIALS: AtomicU16 = AtomicU16::new(0);
 
 #[derive(Debug, Clone, Copy)]
 struct Trial {
@@ -69,8 +75,10 @@ fn attempt(tunnel: &Tunnel<'_>, size: usize, rate: f64, cpu: &Cpu, pace: &Pace) 
 }
 
 fn trial(tunnel: &Tunnel<'_>, size: usize, rate: f64, seconds: f64) -> Result<Trial> {
-    let sink = far(tunnel, &args("udp-sink", tunnel, &[&size]))?;
-    let sent = near(tunnel, &args("udp-blast", tunnel, &[&size, &rate, &seconds]), seconds)?;
+    // Each its own: some tunnels deliver what was sent earlier after seconds in their queues.
+    let port = FIRST_PORT + TRIALS.fetch_add(1, Ordering::Relaxed) % PORTS;
+    let sink = far(tunnel, &args("udp-sink", tunnel, &[&port, &size]))?;
+    let sent = near(tunnel, &args("udp-blast", tunnel, &[&port, &size, &rate, &seconds]), seconds)?;
     // What is still on its way arrives within this.
     child::pause(std::time::Duration::from_millis(300))?;
     let got = sink.finish()?;

@@ -6,8 +6,9 @@ use std::thread;
 use anyhow::{Context as _, Result, anyhow};
 use clap::Parser as _;
 use mesh_e2e::bench::args::{Cli, Command, PlaceArgs, RunArgs};
+use mesh_e2e::bench::priority::Priority;
 use mesh_e2e::bench::results::Results;
-use mesh_e2e::bench::{child, link, load, report, run};
+use mesh_e2e::bench::{child, load, report, run};
 use nix::sys::signal::{SigSet, Signal};
 
 fn main() -> ExitCode {
@@ -52,10 +53,7 @@ fn measure(args: RunArgs) -> Result<()> {
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGHUP);
     signals.thread_block().context("block signals")?;
-    if let Some(nice) = args.nice {
-        let (nice, own) = (nice.to_string(), std::process::id().to_string());
-        link::output(std::process::Command::new("renice").args(["-n", &nice, "-p", &own]))?;
-    }
+    let _priority = args.nice.map(Priority::new).transpose()?;
     thread::spawn(move || {
         let _ = signals.wait();
         eprintln!("bench: interrupted, removing everything");

@@ -16,7 +16,6 @@ use serde_json::{Value, json};
 
 use super::{input_ended, ready};
 
-const PORT: u16 = 7003;
 /// Datagrams for one system call.
 const BATCH: usize = 64;
 /// Bytes at the start that hold the datagram's number.
@@ -26,9 +25,9 @@ const MAX_SIZE: usize = 2048;
 const PAUSE: Duration = Duration::from_micros(200);
 
 /// Counts what arrives on `address`.
-pub(super) fn sink(address: Ipv4Addr, size: usize) -> Result<Value> {
+pub(super) fn sink(address: Ipv4Addr, port: u16, size: usize) -> Result<Value> {
     ensure!((NUMBER..=MAX_SIZE).contains(&size), "datagrams of {size} bytes: give {NUMBER} to {MAX_SIZE}");
-    let socket = UdpSocket::bind((address, PORT)).with_context(|| format!("bind {address}"))?;
+    let socket = UdpSocket::bind((address, port)).with_context(|| format!("bind {address}"))?;
     setsockopt(&socket, RcvBufForce, &(16 << 20)).context("a receive buffer of 16 MiB")?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     ready()?;
@@ -84,11 +83,11 @@ fn last_byte(number: u64, size: usize) -> Option<u8> {
 }
 
 /// Sends `rate` datagrams a second, or as many as go.
-pub(super) fn blast(address: Ipv4Addr, size: usize, rate: f64, seconds: f64) -> Result<Value> {
+pub(super) fn blast(to: (Ipv4Addr, u16), size: usize, rate: f64, seconds: f64) -> Result<Value> {
     ensure!((NUMBER..=MAX_SIZE).contains(&size), "datagrams of {size} bytes: give {NUMBER} to {MAX_SIZE}");
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     setsockopt(&socket, SndBufForce, &(4 << 20)).context("a send buffer of 4 MiB")?;
-    socket.connect(SocketAddr::from((address, PORT)))?;
+    socket.connect(SocketAddr::from(to))?;
     let time = Duration::from_secs_f64(seconds);
     let mut sender = Sender { socket, size, sent: 0, buffers: vec![vec![0; size]; BATCH] };
     let start = Instant::now();
