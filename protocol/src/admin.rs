@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::UnixSeconds;
 use crate::audit::AuditHead;
 use crate::id::{MeshId, Name, NodeId, Position, TokenId};
+use crate::key::VerifyKey;
 
 /// Where a keyserver listens for operators unless configured otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/mesh-keyserver/admin.sock";
@@ -50,6 +51,26 @@ pub enum AdminRequest {
     TokenRevoke {
         /// At least eight hexadecimal digits.
         token: String,
+    },
+    /// The mesh as a machine without a network has to know it. Answer: [`AdminReply::Mesh`].
+    MeshFile,
+    /// Add the signatures of a policy's roots and, once they are enough, adopt it. Answer: [`AdminReply::Policy`].
+    PolicyImport {
+        /// Text of a [`PolicyProposal`](crate::offline::PolicyProposal), with some of the signatures or all.
+        proposal: String,
+    },
+    /// Grants that wait for an issuer elsewhere. Answer: [`AdminReply::GrantsPending`].
+    GrantsPending,
+    /// Take grants that an issuer has signed. Answer: [`AdminReply::GrantsImported`].
+    GrantsImport {
+        /// Text of [`SignedGrants`](crate::offline::SignedGrants).
+        grants: String,
+    },
+    /// Refuse a node that waits for its grant: what was reserved for it is free again. Answer:
+    /// [`AdminReply::GrantsPending`] with that one.
+    GrantReject {
+        /// Name, id, or the start of an id.
+        node: String,
     },
     /// Answer: [`AdminReply::Nodes`].
     NodeList,
@@ -139,6 +160,36 @@ pub enum AdminReply {
         /// One each.
         tokens: Vec<TokenStatus>,
     },
+    /// The mesh as a machine without a network has to know it.
+    Mesh {
+        /// Text of a [`MeshFile`](crate::offline::MeshFile).
+        file: String,
+    },
+    /// A policy that was imported.
+    Policy {
+        /// Its version.
+        version: u64,
+        /// It is in force; else it waits for more signatures.
+        adopted: bool,
+        /// Roots that have signed.
+        signed: u32,
+        /// Roots that have to.
+        needed: u32,
+        /// Nodes that it does not cover any more: they are out.
+        dropped: u32,
+    },
+    /// Grants that wait for an issuer, in the order of their serials.
+    GrantsPending {
+        /// One each.
+        pending: Vec<PendingStatus>,
+        /// Text of [`GrantRequests`](crate::offline::GrantRequests): what the issuer has to see.
+        file: String,
+    },
+    /// What became of each grant that was imported.
+    GrantsImported {
+        /// One each.
+        grants: Vec<ImportedGrant>,
+    },
     /// Nodes, by name.
     Nodes {
         /// One each.
@@ -200,6 +251,36 @@ impl AdminReply {
     }
 }
 
+/// A grant that waits for an issuer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingStatus {
+    /// Who.
+    pub node: NodeId,
+    /// Its name.
+    pub name: Name,
+    /// Its cluster.
+    pub cluster: Name,
+    /// The key that has to sign.
+    pub issuer: VerifyKey,
+    /// A member whose grant comes to its end; else a node that waits to get in.
+    pub renewal: bool,
+    /// Prefixes reserved for it.
+    pub prefixes: Vec<IpNet>,
+    /// Its serial.
+    pub serial: u64,
+    /// Seconds since 1970 after which it is forgotten.
+    pub until: UnixSeconds,
+}
+
+/// What became of an imported grant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportedGrant {
+    /// For which node.
+    pub name: Name,
+    /// Why it was refused; absent: it is in force.
+    pub error: Option<String>,
+}
+
 /// A node that did not rotate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RotationFailure {
@@ -220,6 +301,12 @@ pub struct KeyserverStatus {
     pub mesh_id: MeshId,
     /// `easy-with-root`: the root's key lies here; `easy`: the issuer's key lies here; `strict`: neither does.
     pub trust: String,
+    /// A revoker's key lies here: who takes the machine can cut nodes off.
+    #[serde(default)]
+    pub revokes: bool,
+    /// Grants that wait for an issuer.
+    #[serde(default)]
+    pub pending: u32,
     /// Newest policy.
     pub policy_version: u64,
     /// Where the directory stands.

@@ -1,7 +1,7 @@
 //! What a node and a keyserver say to each other.
 //!
 //! ```text
-//! joining (ALPN mesh-join/1)   keyserver: Offer            node: Request        keyserver: Granted | Refused
+//! joining (ALPN mesh-join/2)   node: Show   keyserver: Offer..   node: Enrol   keyserver: Granted | Pending | Refused
 //! session (ALPN mesh-node/1)   node: Hello                 keyserver: Welcome, then Items.., Live
 //!                              then, in any order
 //!                              node: Publish, Applied, Rotated, Pong
@@ -11,9 +11,8 @@
 //! A message is `[number, fields]`, fields are a map with integer keys: unknown fields are ignored.
 //!
 //! Over TCP the TLS stream carries the frames. A QUIC connection carries them on exactly one bidirectional stream, opened
-//! by whoever speaks first, because a stream exists for the other end only once bytes flow on it: the keyserver opens it
-//! on `mesh-join/1` and sends the first `Offer`, the node opens it on `mesh-node/1` and sends `Hello`. Either end closes
-//! a connection that opens another stream. The exporter of a joining connection is that of the TLS session, of either
+//! by the node, which speaks first: with `Hello`, or with the proof that it holds a token. Who shows none hears nothing of
+//! the mesh. The keyserver closes a connection that opens another stream. The exporter of a joining connection is that of the TLS session, of either
 //! transport, with an empty context. A refused session ends with one `Error`; a node whose identity key is unknown or
 //! revoked gets neither message nor reason: both are closed alike.
 
@@ -24,11 +23,11 @@ use minicbor::{Decode, Encode};
 use crate::cbor;
 use crate::envelope::Envelope;
 use crate::frame::Message;
-use crate::id::{MeshId, NodeId, Position};
+use crate::id::{MeshId, NodeId, Position, TokenId};
 use crate::token::JoinClaim;
 
 /// ALPN of a connection that admits an unknown identity key for one request.
-pub const ALPN_JOIN: &[u8] = b"mesh-join/1";
+pub const ALPN_JOIN: &[u8] = b"mesh-join/2";
 /// ALPN of a control session.
 pub const ALPN_NODE: &[u8] = b"mesh-node/1";
 
@@ -102,8 +101,7 @@ pub struct Refusal {
 /// Keyserver to a joining node.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum JoinReply {
-    /// First messages, before the node said anything: every trust policy, oldest first, in as many messages as it takes
-    /// ([`runs`]): a mesh of fifty clusters has more than one frame of them. The node verifies the chain from the mesh
+    /// Answer to [`JoinRequest::Show`]: every trust policy, oldest first, in as many messages as it takes ([`runs`]): a mesh of fifty clusters has more than one frame of them. The node verifies the chain from the mesh
     /// id, and goes on once it holds the policy that its token pins and the newest names the key this connection was
     /// made with.
     #[n(0)]
@@ -132,13 +130,22 @@ pub enum JoinReply {
         #[n(0)]
         refusal: Refusal,
     },
+    /// It will be once its issuer, which is not on the keyserver's machine, has signed: name, addresses and the token's
+    /// use are reserved for it. It asks again, with the same token, until then.
+    #[n(3)]
+    #[cbor(map)]
+    Pending {
+        /// Seconds since 1970 after which the reservation is void.
+        #[n(0)]
+        until: u64,
+    },
 }
 
 impl Message for JoinReply {
-    const KNOWN: i64 = 3;
+    const KNOWN: i64 = 4;
 }
 
-/// A joining node's only message.
+/// A joining node's messages: [`JoinRequest::Show`], then [`JoinRequest::Enrol`].
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum JoinRequest {
     /// Enrol me.
@@ -152,10 +159,25 @@ pub enum JoinRequest {
         #[cbor(n(1), with = "minicbor::bytes")]
         signature: [u8; 64],
     },
+    /// I hold this token. It is all that a node says before it has verified the policies.
+    #[n(1)]
+    #[cbor(map)]
+    Show {
+        /// Its id.
+        #[n(0)]
+        token: TokenId,
+        /// [`JoinToken::show`](crate::token::JoinToken::show) for this connection's exporter.
+        #[cbor(n(1), with = "minicbor::bytes")]
+        signature: [u8; 64],
+        /// The signed [`TokenLimits`](crate::token::TokenLimits), for a keyserver that did not make the token itself; only
+        /// if it answers with the key that signed the token's checkpoint.
+        #[n(2)]
+        limits: Option<Envelope>,
+    },
 }
 
 impl Message for JoinRequest {
-    const KNOWN: i64 = 1;
+    const KNOWN: i64 = 2;
 }
 
 /// Node to keyserver, in a session.

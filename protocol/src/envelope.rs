@@ -147,17 +147,57 @@ impl Envelope {
     /// Encodes `object` once, and signs those bytes with each of `keys`.
     #[must_use]
     pub fn seal<T: Signed>(mesh: MeshId, object: &T, keys: &[&SigningKey]) -> Self {
-        let unsigned = Self { kind: T::KIND, format: T::FORMAT, payload: cbor::to_vec(object), signatures: Vec::new() };
-        keys.iter().fold(unsigned, |envelope, key| envelope.with_signature(mesh, key))
+        keys.iter().fold(Self::unsigned(object), |envelope, key| envelope.with_signature(mesh, key))
     }
 
     /// Adds one more signature over the same bytes; replaces one by the same key.
     #[must_use]
-    pub fn with_signature(mut self, mesh: MeshId, key: &SigningKey) -> Self {
+    pub fn with_signature(self, mesh: MeshId, key: &SigningKey) -> Self {
         let signature = Signature { key: key.verify_key().id(), signature: key.sign(&self.signed_bytes(mesh)) };
+        self.with(signature)
+    }
+
+    /// Encodes `object` once, for keys that are elsewhere: what they sign is [`Self::signed_bytes`].
+    #[must_use]
+    pub fn unsigned<T: Signed>(object: &T) -> Self {
+        Self { kind: T::KIND, format: T::FORMAT, payload: cbor::to_vec(object), signatures: Vec::new() }
+    }
+
+    /// Adds a signature that `key` made elsewhere over [`Self::signed_bytes`]; replaces one by the same key.
+    ///
+    /// # Errors
+    /// [`EnvelopeError::BadSignature`] if it does not match, [`EnvelopeError::TooLarge`] if there are too many.
+    pub fn with_signature_of(
+        self,
+        mesh: MeshId,
+        key: &VerifyKey,
+        signature: [u8; 64],
+    ) -> Result<Self, EnvelopeError> {
+        let id = key.id();
+        key.verify(&self.signed_bytes(mesh), &signature).map_err(|_| EnvelopeError::BadSignature(id))?;
+        self.with(Signature { key: id, signature }).small_enough()
+    }
+
+    /// Adds the signatures of `other`, unverified, if both hold the same object; `None` if not, or if there are too many.
+    #[must_use]
+    pub fn merged(self, other: &Self) -> Option<Self> {
+        let same = self.kind == other.kind && self.format == other.format && self.payload == other.payload;
+        let merged = other.signatures.iter().cloned().fold(self, Self::with);
+        same.then_some(merged)?.small_enough().ok()
+    }
+
+    fn with(mut self, signature: Signature) -> Self {
         self.signatures.retain(|existing| existing.key != signature.key);
         self.signatures.push(signature);
         self
+    }
+
+    fn small_enough(self) -> Result<Self, EnvelopeError> {
+        if self.payload.len() > MAX_PAYLOAD_BYTES || self.signatures.len() > MAX_SIGNATURES {
+            let (payload_bytes, signatures) = (self.payload.len(), self.signatures.len());
+            return Err(EnvelopeError::TooLarge { kind: self.kind, payload_bytes, signatures });
+        }
+        Ok(self)
     }
 
     /// What it holds.
@@ -243,7 +283,9 @@ impl Envelope {
         if good >= needed { Ok(()) } else { Err(EnvelopeError::TooFewSignatures { got: good, needed }) }
     }
 
-    fn signed_bytes(&self, mesh: MeshId) -> Vec<u8> {
+    /// The bytes that are signed, as the module's head lays them out.
+    #[must_use]
+    pub fn signed_bytes(&self, mesh: MeshId) -> Vec<u8> {
         [LABEL, &[self.kind.number(), self.format], mesh.as_bytes(), &self.payload].concat()
     }
 }

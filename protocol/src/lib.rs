@@ -8,7 +8,7 @@
 //! envelope               exact bytes, key ids, signatures over a domain label
 //! record trust           the signed objects; who may sign what, and the checks
 //! audit                  the keyserver's log of who did what, hash-chained
-//! token                  the line a person pastes to enrol a node
+//! token offline          the line a person pastes to enrol a node; files for machines without a network
 //! control frame          node <-> keyserver         admin   meshctl <-> keyserver
 //! peer                   node <-> node, inside their tunnel
 //! local                  mesh-cni, meshctl <-> meshd tls     rustls settings for raw public keys (feature `tls`)
@@ -25,6 +25,7 @@ pub mod id;
 pub mod key;
 pub mod line;
 pub mod local;
+pub mod offline;
 pub mod peer;
 pub mod record;
 #[cfg(feature = "tls")]

@@ -24,6 +24,7 @@ use crate::key::{SigningKey, VerifyKey};
 const PREFIX: &str = "mesh-join-";
 const MAX_LINE_BYTES: usize = 8 * 1024;
 const REQUEST_LABEL: &[u8] = b"mesh join request\0";
+const SHOW_LABEL: &[u8] = b"mesh join show\0";
 
 /// A line is not a join token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,6 +63,9 @@ pub struct TokenLimits {
     /// Tags they get.
     #[n(5)]
     pub tags: Vec<Name>,
+    /// Seconds since 1970, to the signer's clock: a keyserver whose store was restored since takes it no more.
+    #[n(6)]
+    pub issued: Option<u64>,
 }
 
 impl Signed for TokenLimits {
@@ -73,6 +77,14 @@ impl TokenLimits {
     #[must_use]
     pub fn id(&self) -> TokenId {
         token_id(&self.key)
+    }
+
+    /// Verifies [`JoinToken::show`].
+    ///
+    /// # Errors
+    /// [`KeyError::BadSignature`](crate::key::KeyError::BadSignature).
+    pub fn verify_shown(&self, exporter: &[u8; 32], signature: &[u8; 64]) -> Result<(), crate::key::KeyError> {
+        self.key.verify(&shown_bytes(self.id(), exporter), signature)
     }
 }
 
@@ -143,6 +155,24 @@ impl JoinToken {
     pub fn id(&self) -> TokenId {
         token_id(&self.secret.verify_key())
     }
+
+    /// Proves on one connection, named by its TLS exporter, that this end holds the token. Tells the other end nothing
+    /// that it can use elsewhere.
+    #[must_use]
+    pub fn show(&self, exporter: &[u8; 32]) -> [u8; 64] {
+        self.secret.sign(&shown_bytes(self.id(), exporter))
+    }
+
+    /// Whether the keyserver that answers with `key` is the one that signed the token's checkpoint: it may see the limits
+    /// before the mesh's policies were verified.
+    #[must_use]
+    pub fn is_from(&self, key: &VerifyKey) -> bool {
+        self.checkpoint.signers().any(|signer| signer == key.id())
+    }
+}
+
+fn shown_bytes(token: TokenId, exporter: &[u8; 32]) -> Vec<u8> {
+    [SHOW_LABEL, exporter, token.as_bytes().as_slice()].concat()
 }
 
 impl FromStr for JoinToken {

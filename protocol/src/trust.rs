@@ -15,6 +15,7 @@ mod grant;
 mod policy;
 mod prefixes;
 mod record;
+mod request;
 mod revocation;
 mod seen;
 
@@ -31,6 +32,7 @@ use crate::record::{Endpoints, NodeGrant, NodeRecord, Revocation, RevocationHead
 pub use checkpoint::{CheckpointVerdict, compare_checkpoints};
 pub use error::TrustError;
 use prefixes::PrefixOwners;
+pub use request::RequestError;
 pub use seen::{Seen, SeenRecord};
 
 /// What an accepted envelope changed.

@@ -49,7 +49,8 @@ pub struct NodeGrant {
     /// Whether its tunnels need a post-quantum preshared key.
     #[n(10)]
     pub pq: PostQuantum,
-    /// Rises over all grants of a mesh; the lower wins where two collide.
+    /// A number that no other node was given, rising with each node let in; the lower wins where two collide. A renewal
+    /// keeps it, so that a node never loses its place by it; a grant with another name or other prefixes takes a new one.
     #[n(11)]
     pub serial: u64,
     /// Seconds since 1970.

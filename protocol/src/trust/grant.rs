@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use super::{Accepted, Change, Member, Seen, TrustError, View};
 use crate::address;
 use crate::envelope::{Envelope, Kind};
-use crate::id::{Hash, NodeId};
-use crate::record::{Issuer, MAX_POD_CIDRS, NodeGrant, PostQuantum};
+use crate::id::{Hash, KeyId, NodeId};
+use crate::record::{Issuer, MAX_POD_CIDRS, NodeGrant, PostQuantum, TrustPolicy};
 
 /// Whether two prefixes share an address.
 pub(super) fn overlap(one: IpNet, other: IpNet) -> bool {
@@ -55,7 +55,7 @@ impl View {
     }
 
     /// The highest generation ever seen holds, also of a node that is out at the moment.
-    fn check_generation(&self, grant: &NodeGrant, hash: Hash) -> Result<(), TrustError> {
+    pub(super) fn check_generation(&self, grant: &NodeGrant, hash: Hash) -> Result<(), TrustError> {
         let Some(seen) = self.seen.get(&grant.node) else { return Ok(()) };
         let (held, got) = (seen.generation, grant.generation);
         if got < held {
@@ -73,8 +73,10 @@ impl View {
         let grant: NodeGrant = envelope.unverified()?;
         let issuers = &self.policy().issuers;
         let keys: Vec<_> = issuers.iter().map(|issuer| issuer.key).collect();
-        envelope.verify(self.mesh, &keys, 1)?;
         let out = |reason: String| TrustError::OutOfScope { name: grant.name.clone(), reason };
+        if let Err(error) = envelope.verify(self.mesh, &keys, 1) {
+            return Err(self.removed_issuer(envelope).map_or_else(|| error.into(), out));
+        }
         let signer = issuers
             .iter()
             .filter(|issuer| envelope.signers().any(|signer| signer == issuer.key.id()))
@@ -84,7 +86,17 @@ impl View {
         Ok(grant)
     }
 
-    fn check_scope(&self, grant: &NodeGrant, issuer: &Issuer) -> Result<(), String> {
+    /// Words for a grant whose signer was an issuer once: what an operator has to know.
+    fn removed_issuer(&self, envelope: &Envelope) -> Option<String> {
+        let names = |policy: &TrustPolicy, key: KeyId| policy.issuers.iter().any(|issuer| issuer.key.id() == key);
+        let mut signers = envelope.signers().filter(|key| !names(self.policy(), *key));
+        signers.find_map(|key| {
+            let last = self.policies.iter().rev().find(|policy| names(&policy.object, key))?.object.version;
+            Some(format!("its issuer {} was removed by trust policy {}", key.short(), last + 1))
+        })
+    }
+
+    pub(super) fn check_scope(&self, grant: &NodeGrant, issuer: &Issuer) -> Result<(), String> {
         if grant.identity.node_id() != grant.node {
             return Err("node id is not the hash of the identity key".to_owned());
         }
@@ -139,11 +151,11 @@ impl View {
     }
 
     /// Other members in the way of `grant`. Where two collide the lower serial wins, everywhere the same.
-    fn colliding(&self, grant: &NodeGrant) -> Result<Vec<NodeId>, TrustError> {
+    pub(super) fn colliding(&self, grant: &NodeGrant) -> Result<Vec<NodeId>, TrustError> {
         let mut displaced = Vec::new();
         let name_holder = self.names.get(&grant.name).filter(|holder| **holder != grant.node);
         if let Some(holder) = name_holder {
-            if self.serial(*holder) <= grant.serial {
+            if self.precedence(*holder) <= (grant.serial, grant.node) {
                 let (name, node, holder) = (grant.name.clone(), grant.node, *holder);
                 return Err(TrustError::NameTaken { name, node, holder });
             }
@@ -151,7 +163,7 @@ impl View {
         }
         for prefix in grant.prefixes() {
             for (held, holder) in self.prefixes.overlapping(prefix).filter(|(_, holder)| *holder != grant.node) {
-                if self.serial(holder) <= grant.serial {
+                if self.precedence(holder) <= (grant.serial, grant.node) {
                     let (name, holder) = (grant.name.clone(), self.name(holder, grant));
                     return Err(TrustError::PrefixTaken { prefix, name, held, holder });
                 }
@@ -163,8 +175,11 @@ impl View {
         Ok(displaced)
     }
 
-    fn serial(&self, node: NodeId) -> u64 {
-        self.members.get(&node).map_or(u64::MAX, |member| member.grant.object.serial)
+    /// Where two grants collide, the lower one holds. An honest issuer gives each serial to one node; the id decides
+    /// where another did not, so that no order of arrival matters.
+    fn precedence(&self, node: NodeId) -> (u64, NodeId) {
+        let serial = self.members.get(&node).map_or(u64::MAX, |member| member.grant.object.serial);
+        (serial, node)
     }
 
     fn name(&self, node: NodeId, fallback: &NodeGrant) -> crate::id::Name {

@@ -22,12 +22,18 @@ pub fn join_replies() -> Vec<(&'static str, JoinReply)> {
         ("offer", JoinReply::Offer { policies: vec![sealed_policy_1()] }),
         ("granted", JoinReply::Granted { grant: seal_grant(&grant(1)), checkpoint: sealed_checkpoint() }),
         ("refused", JoinReply::Refused { refusal: refusal() }),
+        ("pending", JoinReply::Pending { until: NOW + 7 * 86_400 }),
     ]
 }
 
 pub fn join_requests() -> Vec<(&'static str, JoinRequest)> {
     let signature = claim().sign(&token_secret(), &EXPORTER);
-    vec![("enrol", JoinRequest::Enrol { claim: claim(), signature })]
+    let shown = token().show(&EXPORTER);
+    vec![
+        ("enrol", JoinRequest::Enrol { claim: claim(), signature }),
+        ("show", JoinRequest::Show { token: token().id(), signature: shown, limits: None }),
+        ("show-limits", JoinRequest::Show { token: token().id(), signature: shown, limits: Some(token().limits) }),
+    ]
 }
 
 pub fn node_messages() -> Vec<(&'static str, NodeMessage)> {

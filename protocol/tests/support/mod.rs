@@ -189,6 +189,7 @@ pub fn limits() -> TokenLimits {
         cluster: name("east"),
         cidrs: vec!["10.1.0.0/20".parse().unwrap()],
         tags: vec![name("db")],
+        issued: Some(NOW),
     }
 }
 
