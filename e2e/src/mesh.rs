@@ -48,9 +48,7 @@ impl Mesh {
     /// # Errors
     /// If anything says no.
     pub fn new(name: &str) -> Result<Self> {
-        let mut lab = Lab::new(name)?;
-        let keyserver_node = lab.node("keys")?;
-        let mut mesh = Self { nodes: Vec::new(), keyserver: None, keyserver_node, lab };
+        let mut mesh = Self::bare(name)?;
         mesh.init_keyserver()?;
         mesh.start_keyserver()?;
         for (cluster, pool) in CLUSTERS {
@@ -59,12 +57,31 @@ impl Mesh {
         Ok(mesh)
     }
 
+    /// Makes a lab with a machine for the keyserver, and nothing on it.
+    ///
+    /// # Errors
+    /// If the kernel says no.
+    pub fn bare(name: &str) -> Result<Self> {
+        let mut lab = Lab::new(name)?;
+        let keyserver_node = lab.node("keys")?;
+        Ok(Self { nodes: Vec::new(), keyserver: None, keyserver_node, lab })
+    }
+
     fn init_keyserver(&self) -> Result<()> {
         let node = &self.keyserver_node;
         let directory = self.keyserver_directory();
         let address = format!("{}:7443", node.v4());
         let init = ["init", "--dir", path(&directory)?, "--name", "lab", "--address", &address];
         node.output(binary("keyserver")?, &init)?;
+        self.keep_admin_socket_here()
+    }
+
+    /// Sets the admin socket of a configuration that `keyserver init` wrote to one in the lab.
+    ///
+    /// # Errors
+    /// If the file is not there.
+    pub fn keep_admin_socket_here(&self) -> Result<()> {
+        let directory = self.keyserver_directory();
         let config = directory.join("keyserver.toml");
         let text = fs::read_to_string(&config)?;
         let socket = format!("admin_socket = \"{}\"", self.admin_socket().display());

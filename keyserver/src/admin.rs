@@ -12,6 +12,7 @@ use mesh_protocol::admin::{AdminError, AdminErrorCode, AdminReply, AdminRequest,
 use mesh_protocol::control::{Refusal, RefusalCode};
 use mesh_protocol::id::{Name, NodeId};
 use mesh_protocol::line::{self, LineBuffer};
+use mesh_protocol::offline::InFile as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -169,6 +170,11 @@ fn words(request: &AdminRequest) -> (&'static str, bool) {
         AdminRequest::TokenList => ("token list", false),
         AdminRequest::NodeList => ("node list", false),
         AdminRequest::ClusterAdd { .. } => ("cluster add", true),
+        AdminRequest::MeshFile => ("mesh file", false),
+        AdminRequest::GrantsPending => ("grants pending", false),
+        AdminRequest::PolicyImport { .. } => ("policy import", true),
+        AdminRequest::GrantsImport { .. } => ("grants import", true),
+        AdminRequest::GrantReject { .. } => ("grant reject", true),
         AdminRequest::TokenCreate { .. } => ("token create", true),
         AdminRequest::TokenRevoke { .. } => ("token revoke", true),
         AdminRequest::AuditExport { .. } => ("audit export", false),
@@ -206,6 +212,24 @@ async fn one_answer(
             let voided = writer.call(move |directory| directory.revoke_token(&token)).await?;
             voided.map(|token| AdminReply::Tokens { tokens: vec![token] })
         }
+        AdminRequest::MeshFile => {
+            Ok(AdminReply::Mesh { file: writer.call(|directory| directory.mesh_file().to_text()).await? })
+        }
+        AdminRequest::PolicyImport { proposal, drop_nodes } => {
+            writer.call(move |directory| directory.import_policy(&proposal, drop_nodes)).await?
+        }
+        AdminRequest::GrantsPending => {
+            let pending = writer.call(|directory| directory.pending_grants()).await?;
+            pending.map(|(pending, file)| AdminReply::GrantsPending { pending, file })
+        }
+        AdminRequest::GrantsImport { grants } => {
+            let imported = writer.call(move |directory| directory.import_grants(&grants)).await?;
+            imported.map(|grants| AdminReply::GrantsImported { grants })
+        }
+        AdminRequest::GrantReject { node } => {
+            let rejected = writer.call(move |directory| directory.reject_grant(&node)).await?;
+            rejected.map(|status| AdminReply::GrantsPending { pending: vec![status], file: String::new() })
+        }
         AdminRequest::NodeList => {
             Ok(AdminReply::Nodes { nodes: writer.call(|directory| directory.list_nodes()).await? })
         }
@@ -226,6 +250,8 @@ async fn status(writer: &Operator, about: &About) -> Result<AdminReply, Stopped>
         mesh: status.mesh,
         mesh_id: status.mesh_id,
         trust: status.trust.to_owned(),
+        revokes: true,
+        pending: status.pending,
         policy_version: status.policy_version,
         position: status.position,
         listen: about.listen.clone(),

@@ -49,6 +49,9 @@ pub(crate) enum NoMesh {
     /// There is nothing in it.
     #[error("there is no mesh in {0}: make one with 'keyserver init', or set 'dir' in the configuration")]
     Nothing(PathBuf),
+    /// A first policy that nobody has signed yet.
+    #[error("the mesh in {0} is begun and not made: have its first trust policy signed, then 'keyserver init --signed'")]
+    Unfinished(PathBuf),
     /// Keys without a store.
     #[error("store {0} is missing: restore a copy, then run 'keyserver resume'")]
     NoStore(PathBuf),
@@ -68,19 +71,24 @@ pub(crate) fn find_mesh(config: &Config) -> Result<(), NoMesh> {
     let missing = |path: &Path| matches!(path.try_exists(), Ok(false));
     match (missing(&keys), missing(&store)) {
         (true, true) => Err(NoMesh::Nothing(config.dir.clone())),
+        (_, true) if crate::init::is_unfinished(&config.dir) => Err(NoMesh::Unfinished(config.dir.clone())),
         (_, true) => Err(NoMesh::NoStore(store)),
         _ => Ok(()),
     }
 }
 
-/// Every key here has to be one that the newest policy names: nodes believe no other.
-fn belong_together(config: &Config, keys: &Keys, policy: &TrustPolicy) -> Result<(), NoMesh> {
-    let issuers: Vec<VerifyKey> = policy.issuers.iter().map(|issuer| issuer.key).collect();
+/// Every key here has to be one that the newest policy names: nodes believe no other. A root or an issuer may also be one
+/// that an earlier policy named: it is not used any more.
+fn belong_together(config: &Config, keys: &Keys, policies: &[&TrustPolicy]) -> Result<(), NoMesh> {
+    let Some(newest) = policies.last() else { return Ok(()) };
+    let roots: Vec<VerifyKey> = policies.iter().flat_map(|policy| policy.roots.clone()).collect();
+    let issuers = policies.iter().flat_map(|policy| policy.issuers.iter().map(|issuer| issuer.key));
+    let issuers: Vec<VerifyKey> = issuers.collect();
     let held = [
-        ("root", keys.root.as_ref(), &policy.roots),
+        ("root", keys.root.as_ref(), &roots),
         ("issuer", keys.issuer.as_ref(), &issuers),
-        ("revoker", Some(&keys.revoker), &policy.revokers),
-        ("transport", Some(&keys.transport), &policy.keyservers),
+        ("revoker", Some(&keys.revoker), &newest.revokers),
+        ("transport", Some(&keys.transport), &newest.keyservers),
     ];
     let foreign = held.iter().find(|(_, key, named)| key.is_some_and(|key| !named.contains(&key.verify_key())));
     foreign.map_or(Ok(()), |(name, ..)| {
@@ -100,7 +108,9 @@ pub(crate) fn load(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Dir
     let directory = Directory::load(Box::new(store), keys, settings, watermark, metrics);
     let mut directory = directory.with_context(|| format!("read the directory from store {}", path.display()))?;
     directory.keep_audit_in(config.dir.join("audit"));
-    belong_together(config, &held, directory.view().policy())?;
+    let policies: Vec<&TrustPolicy> = directory.view().policies().iter().map(|policy| &policy.object).collect();
+    belong_together(config, &held, &policies)?;
+    directory.retire_keys();
     Ok(directory)
 }
 

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use ipnet::Ipv4Net;
 use mesh_protocol::id::Name;
+use mesh_protocol::key::VerifyKey;
 use mesh_protocol::record::PostQuantum;
 
 use crate::config::{DEFAULT_DIR, check_address};
@@ -28,18 +29,40 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Make a new mesh: keys, first trust policy, store and configuration
-    #[command(after_help = "Example:
-  keyserver init --dir /etc/mesh-keyserver --name prod --address keys.example.net:7443")]
+    ///
+    /// With --strict the keys of roots and issuers stay where they are, and only their public halves are given here. The
+    /// first trust policy is then written to a file, for the roots to sign (meshctl policy sign), and the mesh is made
+    /// from the signed files by a second call with --signed.
+    #[command(after_help = "Examples:
+  keyserver init --dir /etc/mesh-keyserver --name prod --address keys.example.net:7443
+  keyserver init --strict --name prod --address keys.example.net:7443 --root KEY1 --root KEY2 --root KEY3 \\
+    --threshold 2 --issuer KEY4
+  keyserver init --signed policy-by-1.txt --signed policy-by-2.txt")]
     Init {
         /// Directory for keys, store and configuration; made with mode 0700
         #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
         dir: PathBuf,
         /// Name of the mesh: one DNS label
-        #[arg(long)]
-        name: Name,
+        #[arg(long, required_unless_present = "signed")]
+        name: Option<Name>,
         /// Address under which nodes reach this keyserver; goes into join tokens
-        #[arg(long, value_name = "HOST:PORT", value_parser = address)]
-        address: String,
+        #[arg(long, value_name = "HOST:PORT", value_parser = address, required_unless_present = "signed")]
+        address: Option<String>,
+        /// Keep no key here that can grant or change the trust policy
+        #[arg(long, requires = "roots", requires = "issuers")]
+        strict: bool,
+        /// Public key of a root, with --strict; repeat it for several
+        #[arg(long = "root", value_name = "KEY", requires = "strict")]
+        roots: Vec<VerifyKey>,
+        /// How many roots have to sign a trust policy
+        #[arg(long, value_name = "N", default_value_t = 1, requires = "strict", value_parser = clap::value_parser!(u8).range(1..=16))]
+        threshold: u8,
+        /// Public key of an issuer, with --strict; repeat it for several
+        #[arg(long = "issuer", value_name = "KEY", requires = "strict")]
+        issuers: Vec<VerifyKey>,
+        /// The first trust policy, signed: finish what --strict began; repeat it for each file with a signature
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "address", "strict"])]
+        signed: Vec<PathBuf>,
         /// Pool for the nodes' own IPv4 addresses; must not overlap networks that the nodes are in
         #[arg(long, value_name = "CIDR", default_value = "100.96.0.0/16", value_parser = mesh_cidr)]
         mesh_cidr: Ipv4Net,

@@ -9,10 +9,14 @@
 
 mod audit;
 mod cluster;
+mod draft;
 mod enrol;
 mod grant;
 mod history;
+mod pending;
+mod policy;
 mod publish;
+mod reserve;
 mod restore;
 mod revoke;
 mod rotate;
@@ -41,8 +45,9 @@ use crate::store::{Compare, Operation, Store, StoreError, Txn};
 use crate::watermark::{Watermark, WatermarkFile};
 
 pub(crate) use cluster::ClusterRequest;
-pub(crate) use enrol::JoinAttempt;
+pub(crate) use enrol::{Enrolment, JoinAttempt, ShowError, Shown};
 pub(crate) use history::{History, layout};
+use reserve::Reservations;
 pub(crate) use revoke::RevocationTicket;
 pub(crate) use rotate::{RotationProgress, RotationTicket};
 pub(crate) use session::{Frame, Hello, Opening, SessionKey};
@@ -85,6 +90,8 @@ pub(crate) struct Directory {
     compacted: u64,
     hub: Hub,
     rotations: BTreeMap<u64, rotate::Rotation>,
+    /// What is kept for nodes that wait for an issuer elsewhere; the store has the same.
+    reservations: Reservations,
     publishers: BTreeMap<NodeId, publish::Allowance>,
     alarms: Vec<String>,
     audit: audit::AuditLog,
@@ -102,6 +109,7 @@ impl Directory {
     ) -> Result<Self, history::LoadError> {
         let history = History::load(store.as_ref())?;
         let audit = audit::AuditLog::load(store.as_ref())?;
+        let reservations = Reservations::load(store.as_ref())?;
         let mut directory = Self {
             hub: Hub::new(history.position),
             store,
@@ -116,6 +124,7 @@ impl Directory {
             offer: None,
             compacted: 0,
             rotations: BTreeMap::new(),
+            reservations,
             publishers: BTreeMap::new(),
             alarms: Vec::new(),
             audit,
@@ -252,6 +261,7 @@ impl Directory {
         for envelope in fresh.since(self.history.position).unwrap_or_default() {
             self.hub.changed(envelope);
         }
+        self.reservations = Reservations::load(self.store.as_ref()).map_err(|error| unavailable(&error))?;
         self.history = fresh;
         let audit = audit::AuditLog::load(self.store.as_ref()).map_err(|error| unavailable(&error))?;
         self.audit = audit.reloaded(std::mem::take(&mut self.audit));
@@ -310,6 +320,7 @@ impl Directory {
         }
         if self.hub.minute_due() {
             self.renew_grants();
+            self.release_reservations();
             self.forget_tokens();
             self.rotate_audit();
             self.compact_store();

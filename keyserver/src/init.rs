@@ -12,13 +12,17 @@ use ipnet::Ipv4Net;
 use mesh_protocol::cbor;
 use mesh_protocol::envelope::{Envelope, NO_MESH};
 use mesh_protocol::id::{MeshId, Name};
+use mesh_protocol::key::{SigningKey, VerifyKey};
+use mesh_protocol::offline::{InFile as _, MeshFile, PolicyProposal};
 use mesh_protocol::record::{Issuer, PostQuantum, TrustPolicy};
-use mesh_protocol::trust::View;
+use mesh_protocol::trust::{View, check_policy};
 
 use crate::config;
 use crate::directory::{layout, unix_now};
 use crate::keys::{self, Keys};
 use crate::store::{Compare, Embedded, Operation, Store as _, Txn};
+
+const STORE: &str = "store.redb";
 
 /// Longest life of a grant that the first policy lets the issuer give: a year.
 const LONGEST_GRANT: Duration = Duration::from_secs(365 * 86_400);
@@ -32,7 +36,20 @@ pub(crate) struct NewMesh {
     pub(crate) mesh_cidr: Ipv4Net,
     pub(crate) exposure: Duration,
     pub(crate) pq: PostQuantum,
+    /// Keys that are elsewhere; absent in easy mode.
+    pub(crate) elsewhere: Option<Elsewhere>,
 }
+
+/// Who signs in strict mode.
+#[derive(Debug)]
+pub(crate) struct Elsewhere {
+    pub(crate) roots: Vec<VerifyKey>,
+    pub(crate) threshold: u8,
+    pub(crate) issuers: Vec<VerifyKey>,
+}
+
+/// The first policy of a mesh in strict mode, on its way to its signatures; in the keyserver's directory.
+const PROPOSAL: &str = "first-policy.txt";
 
 /// Nodes would look for the keyserver inside the mesh that they need it to enter.
 #[derive(Debug, thiserror::Error)]
@@ -45,14 +62,19 @@ pub(crate) struct Overlap {
 /// What was made.
 #[derive(Debug)]
 pub(crate) struct Made {
-    pub(crate) mesh: MeshId,
+    pub(crate) name: Name,
+    /// Absent: a policy waits for its signatures.
+    pub(crate) mesh: Option<MeshId>,
     pub(crate) config: PathBuf,
+    pub(crate) keys: PathBuf,
+    /// The policy that waits.
+    pub(crate) proposal: Option<PathBuf>,
 }
 
 /// Makes a mesh in `new.dir`, which holds none.
 pub(crate) fn init(new: &NewMesh) -> anyhow::Result<Made> {
     let dir = std::path::absolute(&new.dir).context("find the directory")?;
-    for existing in ["keys", "store.redb", "keyserver.toml"] {
+    for existing in ["keys", STORE, "keyserver.toml"] {
         let path = dir.join(existing);
         if std::fs::symlink_metadata(&path).is_ok() {
             bail!("{} exists: there is a mesh in {} already, nothing was changed", path.display(), dir.display());
@@ -62,49 +84,113 @@ pub(crate) fn init(new: &NewMesh) -> anyhow::Result<Made> {
     if host.parse().is_ok_and(|host: Ipv4Addr| new.mesh_cidr.contains(&host)) {
         return Err(Overlap { address: new.address.clone(), pool: new.mesh_cidr }.into());
     }
-    let keys = Keys::generate()?;
-    let envelope = first_policy(new, &keys)?;
+    let keys = match new.elsewhere {
+        Some(_) => Keys::without_authority()?,
+        None => Keys::generate()?,
+    };
+    let policy = first_policy(new, &keys)?;
+    let envelope = match &keys.root {
+        Some(root) => Envelope::seal(NO_MESH, &policy, &[root]),
+        None => Envelope::unsigned(&policy),
+    };
     let mesh = MeshId(envelope.hash(NO_MESH).0);
-    // The rules that every node applies, before anything is written.
-    View::pinned(mesh, std::slice::from_ref(&envelope)).context("make the first trust policy")?;
+    let is_signed = keys.root.is_some();
+    if is_signed {
+        // The rules that every node applies, before anything is written.
+        View::pinned(mesh, std::slice::from_ref(&envelope)).context("make the first trust policy")?;
+    } else {
+        check_policy(&policy).map_err(anyhow::Error::msg)?;
+    }
     make_private_dir(&dir)?;
     let keys_dir = dir.join("keys");
     make_private_dir(&keys_dir)?;
     keys.save(&keys_dir)?;
-    fill_store(&dir.join("store.redb"), mesh, &envelope)?;
-    let config = dir.join("keyserver.toml");
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&config)?;
-    file.write_all(config::template(&dir, &new.address).as_bytes())?;
-    file.sync_all()?;
-    // Names survive a power cut, too.
-    for folder in [&keys_dir, &dir] {
-        File::open(folder)?.sync_all()?;
+    let proposal = dir.join(PROPOSAL);
+    if is_signed {
+        fill_store(&dir.join(STORE), mesh, &envelope)?;
+    } else {
+        let mesh = MeshFile { mesh: NO_MESH, policies: Vec::new(), checkpoint: None, keyservers: Vec::new() };
+        write_new(&proposal, &PolicyProposal { mesh, proposal: envelope }.to_text())?;
     }
-    Ok(Made { mesh, config })
+    let config = dir.join("keyserver.toml");
+    write_new(&config, &config::template(&dir, &new.address))?;
+    sync(&[&keys_dir, &dir])?;
+    let (mesh, proposal) = (is_signed.then_some(mesh), (!is_signed).then_some(proposal));
+    Ok(Made { name: new.name.clone(), mesh, config, keys: keys_dir, proposal })
 }
 
-fn first_policy(new: &NewMesh, keys: &Keys) -> anyhow::Result<Envelope> {
-    let (Some(root), Some(issuer)) = (&keys.root, &keys.issuer) else { bail!("a new mesh has a root and an issuer") };
-    let policy = TrustPolicy {
+/// Makes the mesh that `init` with keys elsewhere began, from its first policy with enough signatures.
+pub(crate) fn finish(dir: &Path, files: &[PathBuf]) -> anyhow::Result<Made> {
+    let dir = std::path::absolute(dir).context("find the directory")?;
+    let (keys_dir, store) = (dir.join("keys"), dir.join(STORE));
+    if std::fs::symlink_metadata(&store).is_ok() {
+        bail!("{} exists: there is a mesh in {} already, nothing was changed", store.display(), dir.display());
+    }
+    let keys = Keys::load(&keys_dir).context("load the keys that 'keyserver init --strict' made")?;
+    let mut envelope: Option<Envelope> = None;
+    for file in files {
+        let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+        let proposal = PolicyProposal::from_text(&text).with_context(|| format!("read {}", file.display()))?.proposal;
+        envelope = Some(match envelope {
+            None => proposal,
+            Some(held) => held
+                .merged(&proposal)
+                .with_context(|| format!("{} holds another policy than the file before", file.display()))?,
+        });
+    }
+    let envelope = envelope.context("no signed policy was given")?;
+    let mesh = MeshId(envelope.hash(NO_MESH).0);
+    let view = View::pinned(mesh, std::slice::from_ref(&envelope)).context("adopt the first trust policy")?;
+    if !view.policy().keyservers.contains(&keys.transport.verify_key()) {
+        bail!("the policy was not made by 'keyserver init --strict' in {}", dir.display());
+    }
+    fill_store(&store, mesh, &envelope)?;
+    // It has served its purpose; the store has the policy.
+    let _ = std::fs::remove_file(dir.join(PROPOSAL));
+    sync(&[&dir])?;
+    let name = view.policy().name.clone();
+    Ok(Made { name, mesh: Some(mesh), config: dir.join("keyserver.toml"), keys: keys_dir, proposal: None })
+}
+
+/// Whether a mesh was begun in `dir` whose first policy is not signed yet.
+pub(crate) fn is_unfinished(dir: &Path) -> bool {
+    dir.join(PROPOSAL).exists()
+}
+
+fn first_policy(new: &NewMesh, keys: &Keys) -> anyhow::Result<TrustPolicy> {
+    let held = |key: &Option<SigningKey>| key.as_ref().map(SigningKey::verify_key);
+    let (roots, threshold, issuers) = match (&new.elsewhere, held(&keys.root), held(&keys.issuer)) {
+        (Some(elsewhere), ..) => (elsewhere.roots.clone(), elsewhere.threshold, elsewhere.issuers.clone()),
+        (None, Some(root), Some(issuer)) => (vec![root], 1, vec![issuer]),
+        _ => bail!("a new mesh has a root and an issuer"),
+    };
+    let issuer =
+        |key| Issuer { key, clusters: Vec::new(), tags: Vec::new(), longest_grant: LONGEST_GRANT.as_secs() };
+    Ok(TrustPolicy {
         version: 1,
         previous: None,
         name: new.name.clone(),
-        roots: vec![root.verify_key()],
-        threshold: 1,
-        issuers: vec![Issuer {
-            key: issuer.verify_key(),
-            clusters: Vec::new(),
-            tags: Vec::new(),
-            longest_grant: LONGEST_GRANT.as_secs(),
-        }],
+        roots,
+        threshold,
+        issuers: issuers.into_iter().map(issuer).collect(),
         revokers: vec![keys.revoker.verify_key()],
         keyservers: vec![keys.transport.verify_key()],
         exposure: new.exposure.as_secs(),
         pq: new.pq,
         mesh_pool: new.mesh_cidr.trunc(),
         issued: unix_now(),
-    };
-    Ok(Envelope::seal(NO_MESH, &policy, &[root]))
+    })
+}
+
+fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    Ok(file.sync_all()?)
+}
+
+/// Names survive a power cut, too.
+fn sync(folders: &[&Path]) -> anyhow::Result<()> {
+    folders.iter().try_for_each(|folder| Ok(File::open(folder)?.sync_all()?))
 }
 
 fn make_private_dir(dir: &Path) -> anyhow::Result<()> {

@@ -66,7 +66,12 @@ impl Keys {
     /// Draws all four.
     pub(crate) fn generate() -> Result<Self, KeyFileError> {
         let (root, issuer) = (Some(generate()?), Some(generate()?));
-        Ok(Self { root, issuer, revoker: generate()?, transport: generate()? })
+        Ok(Self { root, issuer, ..Self::without_authority()? })
+    }
+
+    /// Draws those that a keyserver in strict mode has: none of them grants, none changes the policy.
+    pub(crate) fn without_authority() -> Result<Self, KeyFileError> {
+        Ok(Self { root: None, issuer: None, revoker: generate()?, transport: generate()? })
     }
 
     /// Writes them into `folder`, which exists and is empty.
@@ -89,15 +94,6 @@ impl Keys {
             revoker: read(&folder.join("revoker"))?,
             transport: read(&folder.join("transport"))?,
         })
-    }
-
-    /// What a thief of this machine could do, as `status` says it.
-    pub(crate) fn trust(&self) -> &'static str {
-        match (&self.root, &self.issuer) {
-            (Some(_), _) => "easy-with-root",
-            (None, Some(_)) => "easy",
-            (None, None) => "strict",
-        }
     }
 }
 
@@ -152,12 +148,12 @@ mod tests {
         keys.save(folder.path()).unwrap();
         let loaded = Keys::load(folder.path()).unwrap();
         assert_eq!(loaded.revoker.verify_key(), keys.revoker.verify_key());
-        assert_eq!(loaded.trust(), "easy-with-root");
+        assert!(loaded.root.is_some() && loaded.issuer.is_some());
         assert!(keys.save(folder.path()).is_err(), "nothing is overwritten");
         std::fs::remove_file(folder.path().join("root")).unwrap();
-        assert_eq!(Keys::load(folder.path()).unwrap().trust(), "easy");
+        assert!(Keys::load(folder.path()).unwrap().root.is_none());
         std::fs::remove_file(folder.path().join("issuer")).unwrap();
-        assert_eq!(Keys::load(folder.path()).unwrap().trust(), "strict");
+        assert!(Keys::load(folder.path()).unwrap().issuer.is_none());
     }
 
     #[test]

@@ -23,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use crate::metrics::Metrics;
+use crate::throttle::Throttle;
 use crate::wire::{Reader, Writing};
 use crate::writer::Writer;
 use crate::{join, reset, session};
@@ -94,11 +95,13 @@ pub(crate) struct Gate {
     pub(crate) writer: Writer,
     pub(crate) metrics: Arc<Metrics>,
     limits: Arc<Limits>,
+    throttle: Arc<Mutex<Throttle>>,
 }
 
 impl Gate {
     pub(crate) fn new(writer: Writer, metrics: Arc<Metrics>) -> Self {
-        Self { writer, limits: Arc::new(Limits { sources: Mutex::default(), metrics: metrics.clone() }), metrics }
+        let limits = Arc::new(Limits { sources: Mutex::default(), metrics: metrics.clone() });
+        Self { writer, limits, metrics, throttle: Arc::default() }
     }
 }
 
@@ -237,11 +240,8 @@ async fn shake_quic(
     let identity = key_of(shown.as_deref().map(Vec::as_slice))?;
     let mut exporter = [0; 32];
     quic.export_keying_material(&mut exporter, EXPORTER_LABEL, b"").map_err(|_| HandshakeError::Nameless)?;
-    // Who speaks first opens the stream: see `mesh_protocol::control`.
-    let (writer, reader) = match protocol {
-        Protocol::Join => quic.open_bi().await?,
-        Protocol::Node => quic.accept_bi().await?,
-    };
+    // The node speaks first, so it opens the stream: see `mesh_protocol::control`.
+    let (writer, reader) = quic.accept_bi().await?;
     let connection = Connection { peer, identity, exporter, reader: Box::new(reader), writer: Box::new(writer) };
     Ok((protocol, connection, quic))
 }
@@ -274,7 +274,7 @@ impl Gate {
 
     async fn serve(&self, protocol: Protocol, connection: Connection) {
         match protocol {
-            Protocol::Join => join::serve(&self.writer, connection).await,
+            Protocol::Join => join::serve(&self.writer, &self.throttle, connection).await,
             Protocol::Node => session::serve(&self.writer, connection).await,
         }
     }
@@ -372,7 +372,7 @@ fn canonical(peer: SocketAddr) -> SocketAddr {
 }
 
 /// What counts as one source: an IPv4 address, or a /64.
-fn source(address: IpAddr) -> IpAddr {
+pub(crate) fn source(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),

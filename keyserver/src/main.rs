@@ -20,6 +20,7 @@ mod reset;
 mod resume;
 mod session;
 mod store;
+mod throttle;
 mod verify;
 mod watermark;
 mod wire;
@@ -61,9 +62,16 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Init { dir, name, address, mesh_cidr, exposure, pq, json } => {
-            let new = init::NewMesh { dir, name, address, mesh_cidr, exposure, pq: pq.into() };
-            print_made(&init::init(&new).context("make a mesh")?, &new, json)
+        Command::Init { dir, signed, json, .. } if !signed.is_empty() => {
+            print_made(&init::finish(&dir, &signed).context("make a mesh")?, json)
+        }
+        Command::Init { dir, name, address, mesh_cidr, exposure, pq, json, strict, roots, threshold, issuers, .. } => {
+            let (Some(name), Some(address)) = (name, address) else {
+                anyhow::bail!("--name and --address are needed");
+            };
+            let elsewhere = strict.then_some(init::Elsewhere { roots, threshold, issuers });
+            let new = init::NewMesh { dir, name, address, mesh_cidr, exposure, pq: pq.into(), elsewhere };
+            print_made(&init::init(&new).context("make a mesh")?, json)
         }
         Command::Run { config } => run(&config),
         Command::CheckConfig { file } => {
@@ -89,15 +97,23 @@ fn run(path: &Path) -> anyhow::Result<()> {
     result
 }
 
-fn print_made(made: &init::Made, new: &init::NewMesh, json: bool) -> anyhow::Result<()> {
+fn print_made(made: &init::Made, json: bool) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     if json {
-        let document = serde_json::json!({ "mesh": new.name, "mesh_id": made.mesh, "config": made.config });
+        let document = serde_json::json!({
+            "mesh": made.name, "mesh_id": made.mesh, "config": made.config, "proposal": made.proposal,
+        });
         return Ok(writeln!(out, "{document}")?);
     }
-    let config = made.config.display();
-    writeln!(out, "mesh {} is made, its id is {}\n", new.name, made.mesh)?;
-    writeln!(out, "Its keys are in {}: keep a copy in a safe place.\n\nNext:", new.dir.join("keys").display())?;
+    let (config, keys) = (made.config.display(), made.keys.display());
+    let Some(mesh) = made.mesh else {
+        let proposal = made.proposal.as_deref().unwrap_or(Path::new("?")).display();
+        writeln!(out, "mesh {} is begun: its first trust policy waits for its roots in\n  {proposal}\n\nNext:", made.name)?;
+        writeln!(out, "  meshctl policy sign {proposal} --signer ROOT-KEY --out SIGNED   (each root, where its key is)")?;
+        return Ok(writeln!(out, "  keyserver init --dir {} --signed SIGNED", made.keys.with_file_name("").display())?);
+    };
+    writeln!(out, "mesh {} is made, its id is {mesh}\n", made.name)?;
+    writeln!(out, "Its keys are in {keys}: keep a copy in a safe place.\n\nNext:")?;
     writeln!(out, "  keyserver run --config {config}")?;
     writeln!(out, "  meshctl cluster add east --pod-cidr 10.1.0.0/16 --node-prefix 24")?;
     Ok(writeln!(out, "  meshctl token create --cluster east --uses 1 --ttl 1h")?)

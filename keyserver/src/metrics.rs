@@ -21,6 +21,7 @@ pub(crate) struct Metrics {
     pub(crate) revision: Gauge,
     pub(crate) alarms: Gauge,
     pub(crate) connections: Gauge,
+    pub(crate) waiting: Gauge,
     pub(crate) joins: Counter,
     pub(crate) refused_joins: Counter,
     pub(crate) records: Counter,
@@ -42,6 +43,7 @@ impl Metrics {
             revision: Gauge::default(),
             alarms: Gauge::default(),
             connections: Gauge::default(),
+            waiting: Gauge::default(),
             joins: Counter::default(),
             refused_joins: Counter::default(),
             records: Counter::default(),
@@ -64,6 +66,7 @@ impl Metrics {
         registry.register("revision", "Changes in the history of the directory", self.revision.clone());
         registry.register("alarms", "Things somebody has to look at, see meshctl status", self.alarms.clone());
         registry.register("connections", "Connections open, finished handshake or not", self.connections.clone());
+        registry.register("waiting", "Nodes that wait for an issuer elsewhere", self.waiting.clone());
         registry.register("joins", "Nodes enrolled", self.joins.clone());
         registry.register("refused_joins", "Requests to enrol that were refused", self.refused_joins.clone());
         registry.register("records", "Records of nodes stored", self.records.clone());

@@ -7,7 +7,7 @@ use mesh_protocol::id::Position;
 
 use crate::app;
 use crate::config::Config;
-use crate::directory::{History, layout};
+use crate::directory::{History, layout, unix_now};
 use crate::keys;
 use crate::store::{Compare, Embedded, Operation, Store as _, Txn};
 use crate::watermark::{Watermark, WatermarkFile};
@@ -31,12 +31,15 @@ pub(crate) fn resume(config: &Config) -> anyhow::Result<()> {
         then: vec![
             Operation::Put(layout::EPOCH.to_vec(), epoch.to_be_bytes().to_vec()),
             Operation::Put(layout::SERIAL_FLOOR.to_vec(), serial.to_be_bytes().to_vec()),
+            // Voided tokens and used ones would be open again: the copy does not know.
+            Operation::Put(layout::TOKENS_SINCE.to_vec(), unix_now().to_be_bytes().to_vec()),
         ],
         ..Txn::default()
     })?;
     let position = Position { epoch, revision: history.position.revision };
     file.write(Watermark { serial, position }).context("write the watermark")?;
     let mut out = std::io::stdout();
+    writeln!(out, "join tokens made so far are void")?;
     writeln!(out, "a new history begins at revision {}; serials go on from {serial}", position.revision)?;
     Ok(writeln!(out, "nodes revoked and enrolled since the copy was made are not in it: check 'meshctl node list'")?)
 }

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use mesh_protocol::{admin, local};
 
-use crate::command::{Context, audit, cluster, completion, down, keys, man, node, peers, ping, routes, status, token};
+use crate::command::{
+    Context, audit, cluster, completion, down, grant, keys, man, node, peers, ping, policy, routes, signer, status, token,
+};
 
 const LONG_ABOUT: &str = "\
 Shows and changes a mesh.
@@ -62,6 +64,12 @@ pub(crate) enum Verb {
     #[command(subcommand)]
     Token(token::Verb),
     Audit(audit::Args),
+    #[command(subcommand)]
+    Grant(grant::Verb),
+    #[command(subcommand)]
+    Policy(policy::Verb),
+    #[command(subcommand)]
+    Signer(signer::Verb),
     Down(down::Args),
     Completion(completion::Args),
     Man(man::Args),
@@ -81,6 +89,9 @@ impl Cli {
             Verb::Cluster(verb) => cluster::run(verb, &context),
             Verb::Token(verb) => token::run(verb, &context),
             Verb::Audit(args) => audit::run(args, &context),
+            Verb::Grant(verb) => grant::run(verb, &context),
+            Verb::Policy(verb) => policy::run(verb, &context),
+            Verb::Signer(verb) => signer::run(verb, &context),
             Verb::Down(args) => down::run(&args, &context),
             Verb::Completion(args) => completion::run(&args, &context),
             Verb::Man(args) => man::run(&args, &context),

@@ -4,12 +4,15 @@ pub(crate) mod audit;
 pub(crate) mod cluster;
 pub(crate) mod completion;
 pub(crate) mod down;
+pub(crate) mod grant;
 pub(crate) mod keys;
 pub(crate) mod man;
 pub(crate) mod node;
 pub(crate) mod peers;
 pub(crate) mod ping;
+pub(crate) mod policy;
 pub(crate) mod routes;
+pub(crate) mod signer;
 pub(crate) mod status;
 pub(crate) mod token;
 

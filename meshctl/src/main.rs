@@ -7,7 +7,9 @@
 mod args;
 mod client;
 mod command;
+mod files;
 mod output;
+mod signer;
 
 use std::io;
 use std::process::ExitCode;

@@ -34,6 +34,11 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{}", visible(text));
 }
 
+/// As [`note`], for text of several lines that is clean already.
+pub(crate) fn note_lines(text: &str) {
+    let _ = write!(io::stderr().lock(), "{text}");
+}
+
 /// Reports a failure on standard error.
 pub(crate) fn error(error: &anyhow::Error, json: bool) {
     let message = chain(error);

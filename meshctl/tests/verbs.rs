@@ -270,6 +270,7 @@ fn a_token_is_inspected_without_a_server_and_without_its_secret() {
         cluster: "east".parse().unwrap(),
         cidrs: vec!["10.1.7.0/24".parse().unwrap()],
         tags: vec!["edge".parse().unwrap()],
+        issued: None,
     };
     let checkpoint = Checkpoint {
         position: Position { epoch: 1, revision: 4 },

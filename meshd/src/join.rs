@@ -1,10 +1,13 @@
 //! `meshd join`: from a token to a node that can start.
 //!
 //! ```text
-//! token ─> keys on disk ─> policies verified ─> grant ─> map and membership on disk ─> one session: fetch, publish
+//! token ─> keys on disk ─> policies verified ─┬─> grant ─> map and membership on disk ─> one session: fetch, publish
+//!                                             └─> waiting, on disk ─> asks again, also from `meshd run` ─> grant
 //! ```
 //!
 //! The session at the end only makes the node known sooner: `meshd run` starts without it, and without any keyserver.
+
+mod waiting;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal as _, Read as _};
@@ -20,7 +23,7 @@ use mesh_protocol::record::NodeGrant;
 use mesh_protocol::token::{JoinToken, TokenError};
 use zeroize::Zeroizing;
 
-use crate::control::enrol::{EnrolError, Enrolled, enrol};
+use crate::control::enrol::{Answer, EnrolError, Enrolled, enrol};
 use crate::control::{self, ControlConfig, ControlSetup};
 use crate::directory::Directory;
 use crate::facts::HostFacts;
@@ -53,6 +56,9 @@ pub(crate) struct JoinArgs {
     /// Pod CIDR this node needs, inside the token's pool; may be repeated [default: the next free block]
     #[arg(long, value_name = "CIDR")]
     pod_cidr: Vec<IpNet>,
+    /// Where the mesh's issuer signs elsewhere: do not wait for it here; meshd run does
+    #[arg(long)]
+    no_wait: bool,
 }
 
 /// Joining failed. Each message says what to do.
@@ -97,12 +103,42 @@ pub(crate) enum JoinError {
     /// The directory file.
     #[error(transparent)]
     State(#[from] StateError),
-    /// No keyserver granted.
+    /// No keyserver answered well.
     #[error("{}", .0.join("\n"))]
     Enrol(Vec<String>),
+    /// One refused for a reason that will not go away.
+    #[error("{}", .0.join("\n"))]
+    Refused(Vec<String>),
     /// The token is not read again, because the program could not be started without it on the command line.
     #[error("cannot take the token off the command line: {0}; give it on standard input instead")]
     CommandLine(io::Error),
+}
+
+/// What became of joining, to be printed.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(untagged)]
+pub(crate) enum Outcome {
+    /// This node is in.
+    Joined(Joined),
+    /// It waits for its grant.
+    Waiting {
+        /// Its name.
+        waiting: Name,
+        /// Seconds since 1970 after which that is over.
+        until: u64,
+    },
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Joined(joined) => joined.fmt(f),
+            Self::Waiting { waiting, until } => {
+                writeln!(f, "{}", waiting::words(waiting, *until))?;
+                write!(f, "next       systemctl enable --now meshd: it starts once the grant is there")
+            }
+        }
+    }
 }
 
 /// What joining did, to be printed.
@@ -161,27 +197,73 @@ impl std::fmt::Debug for TokenText {
 ///
 /// # Errors
 /// [`JoinError`].
-pub(crate) async fn run(args: JoinArgs, state: &Path, setup: ControlSetup) -> Result<Joined, JoinError> {
+pub(crate) async fn run(args: JoinArgs, state: &Path, setup: ControlSetup) -> Result<Outcome, JoinError> {
     if let Some(token) = &args.token {
         return Err(JoinError::CommandLine(start_anew_without(&token.0)));
     }
     let token = read_token(args.token_file.as_deref())?;
     let state_dir = StateDir::open(state)?;
     if let Some(membership) = identity::membership(&state_dir)? {
-        return already_joined(&state_dir, &membership, &token, &setup);
+        return already_joined(&state_dir, &membership, &token, &setup).map(Outcome::Joined);
     }
     let name = match args.node_name {
         Some(name) => name,
         None => host_name()?,
     };
+    let wish = Wish { token, name, pod_cidrs: args.pod_cidr };
     let newcomer = Newcomer::open(&state_dir, control::now().wall)?;
-    let (keyserver, enrolled) = ask_all(&token, &newcomer, &name, &args.pod_cidr, &setup).await?;
-    let (identity, directory) = settle(&state_dir, newcomer, enrolled, &token, &setup)?;
+    let (keyserver, enrolled) = match ask_all(&wish, &newcomer, &setup).await? {
+        Asked::Granted(keyserver, enrolled) => (keyserver, enrolled),
+        Asked::Pending { until } => {
+            waiting::store(&state_dir, &wish, until)?;
+            if args.no_wait {
+                return Ok(Outcome::Waiting { waiting: wish.name, until });
+            }
+            eprintln!("{}", waiting::words(&wish.name, until));
+            waiting::until_granted(&state_dir, &wish, &newcomer, &setup).await?
+        }
+    };
+    let (identity, directory) = settle(&state_dir, newcomer, *enrolled, &wish.token, &setup)?;
+    waiting::forget(&state_dir);
     let (grant, mesh) = (identity.grant().clone(), directory.view().policy().name.clone());
     // The one that granted is there.
     let config = ControlConfig { keyservers: vec![keyserver], ..setup.config.clone() };
     let announced = announce(ControlSetup { config, ..setup }, identity, directory).await;
-    Ok(joined(&grant, mesh.to_string(), false, announced))
+    Ok(Outcome::Joined(joined(&grant, mesh.to_string(), false, announced)))
+}
+
+/// For `meshd run`: where this node waits for its grant, waits on. Returns at once where it has one, or never asked.
+///
+/// # Errors
+/// [`JoinError`]: the waiting is over without a grant.
+pub(crate) async fn finish_waiting(state: &Path, setup: ControlSetup) -> Result<(), JoinError> {
+    let state_dir = StateDir::open(state)?;
+    if identity::membership(&state_dir)?.is_some() {
+        waiting::forget(&state_dir);
+        return Ok(());
+    }
+    let Some((wish, until)) = waiting::load(&state_dir)? else { return Ok(()) };
+    let newcomer = Newcomer::open(&state_dir, control::now().wall)?;
+    tracing::info!(node = %wish.name, until, "waiting for the grant: its issuer has to sign it");
+    let (_, enrolled) = waiting::until_granted(&state_dir, &wish, &newcomer, &setup).await?;
+    settle(&state_dir, newcomer, *enrolled, &wish.token, &setup)?;
+    waiting::forget(&state_dir);
+    Ok(())
+}
+
+/// What a node asks for: the same each time it asks.
+struct Wish {
+    token: JoinToken,
+    name: Name,
+    pod_cidrs: Vec<IpNet>,
+}
+
+/// What came of asking.
+enum Asked {
+    /// This keyserver granted.
+    Granted(String, Box<Enrolled>),
+    /// The issuer has to sign first.
+    Pending { until: u64 },
 }
 
 fn already_joined(
@@ -218,21 +300,16 @@ fn joined(grant: &NodeGrant, mesh: String, already: bool, announced: bool) -> Jo
 }
 
 /// Asks one keyserver after the other, until one grants, and names it; or until one refuses for a reason that the next would have too.
-async fn ask_all(
-    token: &JoinToken,
-    newcomer: &Newcomer,
-    name: &Name,
-    pod_cidrs: &[IpNet],
-    setup: &ControlSetup,
-) -> Result<(String, Enrolled), JoinError> {
-    let mut reasons = Vec::new();
-    for address in setup.config.keyservers.iter().chain(&token.keyservers) {
-        match enrol(address, token, newcomer.key(), name, pod_cidrs, setup.mark).await {
-            Ok(enrolled) => return Ok((address.clone(), enrolled)),
+async fn ask_all(wish: &Wish, newcomer: &Newcomer, setup: &ControlSetup) -> Result<Asked, JoinError> {
+    let (mut reasons, mut refused) = (Vec::new(), false);
+    for address in setup.config.keyservers.iter().chain(&wish.token.keyservers) {
+        match enrol(address, &wish.token, newcomer.key(), &wish.name, &wish.pod_cidrs, setup.mark).await {
+            Ok(Answer::Granted(enrolled)) => return Ok(Asked::Granted(address.clone(), enrolled)),
+            Ok(Answer::Pending { until }) => return Ok(Asked::Pending { until }),
             Err(error) => {
-                let last = matches!(&error, EnrolError::Refused(refusal) if is_final(refusal.code));
+                refused = matches!(&error, EnrolError::Refused(refusal) if is_final(refusal.code));
                 reasons.push(format!("{address}: {error}{}", advice(&error)));
-                if last {
+                if refused {
                     break;
                 }
             }
@@ -241,7 +318,7 @@ async fn ask_all(
     if reasons.is_empty() {
         reasons.push("the token names no keyserver: give one under [control] keyservers in meshd.toml".to_owned());
     }
-    Err(JoinError::Enrol(reasons))
+    Err(if refused { JoinError::Refused(reasons) } else { JoinError::Enrol(reasons) })
 }
 
 fn is_final(code: RefusalCode) -> bool {

@@ -55,7 +55,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Run { config } => {
             let config = load(&config.config)?;
-            runtime()?.block_on(app::run(config))
+            runtime()?.block_on(async {
+                join::finish_waiting(&config.state_dir, app::control_setup(&config)).await?;
+                app::run(config).await
+            })
         }
         Command::Join { config, join } => {
             let config = load(&config.config)?;

@@ -54,10 +54,13 @@ pub enum AdminRequest {
     },
     /// The mesh as a machine without a network has to know it. Answer: [`AdminReply::Mesh`].
     MeshFile,
-    /// Add the signatures of a policy's roots and, once they are enough, adopt it. Answer: [`AdminReply::Policy`].
+    /// Adopt a policy, if enough roots have signed it. Answer: [`AdminReply::Policy`].
     PolicyImport {
         /// Text of a [`PolicyProposal`](crate::offline::PolicyProposal), with some of the signatures or all.
         proposal: String,
+        /// Also if it leaves nodes outside, which are out at once.
+        #[serde(default)]
+        drop_nodes: bool,
     },
     /// Grants that wait for an issuer elsewhere. Answer: [`AdminReply::GrantsPending`].
     GrantsPending,

@@ -31,6 +31,7 @@ use crate::record::{Endpoints, NodeGrant, NodeRecord, Revocation, RevocationHead
 
 pub use checkpoint::{CheckpointVerdict, compare_checkpoints};
 pub use error::TrustError;
+pub use policy::{check_policy, free_pool_v6};
 use prefixes::PrefixOwners;
 pub use request::RequestError;
 pub use seen::{Seen, SeenRecord};

@@ -1,15 +1,15 @@
 //! Clusters: an amendment of the trust policy, signed by the root that lies here in easy mode.
 
 use ipnet::IpNet;
-use mesh_protocol::address::{DERIVED_NODE_PREFIX, cluster_pool_v6};
+use mesh_protocol::address::DERIVED_NODE_PREFIX;
 use mesh_protocol::admin::ClusterStatus;
 use mesh_protocol::control::{Refusal, RefusalCode};
-use mesh_protocol::envelope::Envelope;
 use mesh_protocol::id::Name;
-use mesh_protocol::record::{ClusterScope, TrustPolicy};
+use mesh_protocol::record::ClusterScope;
+use mesh_protocol::trust::free_pool_v6;
 use tracing::info;
 
-use super::{Directory, refusal, unix_now};
+use super::{Directory, refusal};
 
 /// Prefix length of a node's IPv4 pod CIDR unless told otherwise.
 const DEFAULT_NODE_PREFIX: u8 = 24;
@@ -68,32 +68,8 @@ impl Directory {
     }
 
     fn free_pool_v6(&self) -> Result<ipnet::Ipv6Net, Refusal> {
-        let taken: Vec<IpNet> = self.view().policy().clusters().flat_map(|scope| scope.pools.clone()).collect();
-        let free = |pool: &ipnet::Ipv6Net| {
-            let pool = IpNet::V6(*pool);
-            !taken.iter().any(|held| held.contains(&pool) || pool.contains(held))
-        };
-        let pools = (1..=u16::MAX).map(|ordinal| cluster_pool_v6(self.mesh(), ordinal));
-        let mut free = pools.filter(free);
-        free.next().ok_or_else(|| refusal(RefusalCode::Exhausted, "no IPv6 pool is left"))
-    }
-
-    /// Signs the policy after the newest one, with what `amend` changes.
-    pub(super) fn amend_policy(&mut self, amend: impl FnOnce(&mut TrustPolicy)) -> Result<(), Refusal> {
-        let root = self.keys.root.as_ref().ok_or_else(|| {
-            refusal(RefusalCode::Unavailable, "the root's key is not on this machine: the policy cannot change here")
-        })?;
-        let mut policy = self.view().policy().clone();
-        policy.version += 1;
-        policy.previous = Some(self.view().policy_hash());
-        policy.issued = unix_now();
-        amend(&mut policy);
-        let envelope = Envelope::seal(self.mesh(), &policy, &[root]);
-        if envelope.payload().len() > mesh_protocol::envelope::MAX_PAYLOAD_BYTES {
-            return Err(refusal(RefusalCode::Exhausted, "the trust policy would be too large: too many clusters"));
-        }
-        let changed = self.change(&envelope, Vec::new(), Vec::new());
-        changed.map(|_| ()).map_err(|error| error.into_refusal(RefusalCode::BadMessage))
+        free_pool_v6(self.view().policy(), self.mesh())
+            .ok_or_else(|| refusal(RefusalCode::Exhausted, "no IPv6 pool is left"))
     }
 
     /// Every cluster, by name.

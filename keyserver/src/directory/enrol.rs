@@ -1,29 +1,44 @@
-//! Enrolment: the token, the name, the addresses, and all of it in one transaction with the grant.
+//! Enrolment: the token, the name, the addresses, and all of it in one transaction with the grant, or with what is
+//! reserved until an issuer elsewhere has signed it.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
-use mesh_protocol::address::mesh_v6;
 use mesh_protocol::cbor;
 use mesh_protocol::control::{JoinReply, Refusal, RefusalCode, runs};
 use mesh_protocol::envelope::Envelope;
-use mesh_protocol::id::{Name, NodeId};
+use mesh_protocol::id::{NodeId, TokenId};
 use mesh_protocol::key::VerifyKey;
-use mesh_protocol::record::{ClusterScope, MAX_POD_CIDRS, NodeGrant};
-use mesh_protocol::token::{JoinClaim, TokenLimits};
+use mesh_protocol::offline::{GrantReason, GrantRequest};
+use mesh_protocol::record::NodeGrant;
+use mesh_protocol::token::JoinClaim;
+use mesh_protocol::trust::RequestError;
 use tracing::{debug, info};
 
-use super::token::StoredToken;
-use super::{Directory, Frame, layout, refusal, unix_now, watch};
+use super::token::{KnownToken, token_refused};
+use super::{ChangeError, Directory, Frame, layout, refusal, unix_now, watch};
 use crate::store::{Compare, Operation, Range};
-
-/// Blocks and addresses looked at before a pool is called exhausted.
-const MAX_LOOKED_AT: usize = 1 << 20;
 
 /// Refused enrolments are logged at most this often; the metric counts all.
 const REFUSAL_LOG_PAUSE: Duration = Duration::from_secs(1);
+
+/// A token that somebody says to hold.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    /// From where.
+    pub(crate) peer: SocketAddr,
+    /// The key of the TLS handshake.
+    pub(crate) identity: VerifyKey,
+    /// Its exporter.
+    pub(crate) exporter: [u8; 32],
+    /// The token.
+    pub(crate) token: TokenId,
+    /// [`JoinToken::show`](mesh_protocol::token::JoinToken::show).
+    pub(crate) signature: [u8; 64],
+    /// Its signed limits, if the node sent them.
+    pub(crate) limits: Option<Envelope>,
+}
 
 /// What a joining connection brought.
 #[derive(Debug)]
@@ -38,24 +53,82 @@ pub(crate) struct JoinAttempt {
     pub(crate) claim: JoinClaim,
     /// Signed with the token's seed.
     pub(crate) signature: [u8; 64],
+    /// The token's signed limits, if the node sent them.
+    pub(crate) limits: Option<Envelope>,
 }
 
-/// A node is in.
+/// A token was shown in vain.
 #[derive(Debug)]
-pub(crate) struct Enrolled {
-    /// Its grant.
-    pub(crate) grant: Envelope,
-    /// The newest checkpoint, after it.
-    pub(crate) checkpoint: Envelope,
+pub(crate) enum ShowError {
+    /// It is not known, or the proof is not one: whoever guesses sees this. Nothing is said of the mesh.
+    Stranger,
+    /// It is known and held, and good for nothing.
+    Refused(Refusal),
 }
 
-fn token_refused(reason: &str) -> Refusal {
-    refusal(RefusalCode::Token, format!("join token refused: {reason}; make a new one with 'meshctl token create'"))
+impl From<Refusal> for ShowError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl ShowError {
+    /// As the node is told.
+    pub(crate) fn into_refusal(self) -> Refusal {
+        match self {
+            Self::Stranger => token_refused("it is not known here"),
+            Self::Refused(refusal) => refusal,
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) enum Enrolment {
+    /// The node is in.
+    Granted {
+        /// Its grant.
+        grant: Envelope,
+        /// The newest checkpoint, after it.
+        checkpoint: Envelope,
+    },
+    /// It is as soon as its issuer has signed.
+    Pending {
+        /// Seconds since 1970 after which the reservation is void.
+        until: u64,
+    },
 }
 
 impl Directory {
-    /// Every policy, oldest first: what a joining node is offered. Encoded once and shared: strangers ask for it.
-    pub(crate) fn offer(&mut self) -> Arc<[Frame]> {
+    /// Gives every policy, oldest first, to who holds a token that is good. Who does not is told nothing of the mesh.
+    pub(crate) fn show(&mut self, shown: &Shown) -> Result<Arc<[Frame]>, ShowError> {
+        let result = self.try_show(shown);
+        match &result {
+            Ok(_) => {}
+            Err(ShowError::Stranger) => {
+                self.metrics.refused_joins.inc();
+                debug!(peer = %shown.peer, token = %shown.token.short(), "token not known, or not held");
+            }
+            Err(ShowError::Refused(refusal)) => {
+                self.metrics.refused_joins.inc();
+                self.log_refused(shown.peer, refusal);
+            }
+        }
+        result
+    }
+
+    fn try_show(&mut self, shown: &Shown) -> Result<Arc<[Frame]>, ShowError> {
+        let known = self.find_token(shown.token, shown.limits.as_ref())?.ok_or(ShowError::Stranger)?;
+        known.limits.verify_shown(&shown.exporter, &shown.signature).map_err(|_| ShowError::Stranger)?;
+        let used = self.use_of(shown.token, shown.identity.node_id())?;
+        if used.is_none() {
+            check_limits(&known)?;
+        }
+        Ok(self.offer())
+    }
+
+    /// Encoded once and shared.
+    pub(super) fn offer(&mut self) -> Arc<[Frame]> {
         let newest = self.view().policy_hash();
         if let Some((_, frames)) = self.offer.as_ref().filter(|(held, _)| *held == newest) {
             return frames.clone();
@@ -67,13 +140,14 @@ impl Directory {
         frames
     }
 
-    /// Lets a node in, or says why not.
-    pub(crate) fn enrol(&mut self, attempt: &JoinAttempt) -> Result<Enrolled, Refusal> {
+    /// Lets a node in, or has it wait for its issuer, or says why not.
+    pub(crate) fn enrol(&mut self, attempt: &JoinAttempt) -> Result<Enrolment, Refusal> {
         let result = self.try_enrol(attempt);
         match &result {
-            Ok(_) => {
+            Ok(Enrolment::Granted { .. }) => {
                 self.metrics.joins.inc();
             }
+            Ok(Enrolment::Pending { .. }) => {}
             Err(refusal) => {
                 self.metrics.refused_joins.inc();
                 self.log_refused(attempt.peer, refusal);
@@ -92,37 +166,81 @@ impl Directory {
         info!(%peer, code = ?refused.code, reason = %refused, "enrolment refused");
     }
 
-    fn try_enrol(&mut self, attempt: &JoinAttempt) -> Result<Enrolled, Refusal> {
+    fn try_enrol(&mut self, attempt: &JoinAttempt) -> Result<Enrolment, Refusal> {
         self.writable()?;
         let claim = &attempt.claim;
         let node = claim.node();
-        let (mut token, revision) = self.check_token(attempt)?;
-        let limits = self.token_limits(&token)?;
-        let used_before = self.get(&layout::token_use(claim.token, node))?.is_some();
-        check_limits(&token, &limits, used_before)?;
+        let known = self.check_token(attempt)?;
+        let used = self.use_of(claim.token, node)?;
+        if let Some(enrolment) = self.answered_before(claim, &known, used.as_deref())? {
+            return Ok(enrolment);
+        }
+        if known.token.revoked || used.is_none() {
+            check_limits(&known)?;
+        } else if unix_now() >= known.limits.expires {
+            return Err(token_refused("it is expired"));
+        }
         if let Some(up_to) = self.view().revoked_up_to(node) {
             return Err(refusal(
                 RefusalCode::Revoked,
                 format!("node {} is revoked up to generation {up_to}: join with a new identity", node.short()),
             ));
         }
-        let grant = self.draft(claim, node, &limits)?;
-        let name = grant.name.clone();
-        let envelope = self.seal_grant(&grant)?;
-        let key = layout::token(claim.token);
-        let compare = vec![Compare::ModRevision(key.clone(), revision)];
-        let mut operations = Vec::new();
-        if !used_before {
-            token.used += 1;
-            operations.push(Operation::Put(key, cbor::to_vec(&token)));
-            operations.push(Operation::Put(layout::token_use(claim.token, node), Vec::new()));
+        let grant = self.draft(claim, node, &known.limits)?;
+        let until = grant.issued.saturating_add(super::reserve::RESERVED_FOR);
+        let reason = GrantReason::Join {
+            claim: claim.clone(),
+            exporter: attempt.exporter,
+            signature: attempt.signature,
+            limits: known.token.limits.clone(),
+        };
+        let request = GrantRequest { grant, reason, until };
+        let issuer = self.view().check_request(&request, unix_now()).map_err(refused)?.key;
+        let count = count_use(known, claim.token, node, used.is_some());
+        match self.keys.issuer.as_ref().filter(|held| held.verify_key() == issuer) {
+            Some(_) => self.grant_now(&request.grant, count),
+            None => self.reserve(request, count),
         }
-        self.change(&envelope, compare, operations).map_err(|error| error.into_refusal(RefusalCode::OutOfScope))?;
-        info!(node = %name, id = %node.short(), cluster = %grant.cluster, serial = grant.serial, "node enrolled");
-        Ok(Enrolled { grant: envelope, checkpoint: self.checkpoint() })
     }
 
-    fn check_token(&mut self, attempt: &JoinAttempt) -> Result<(StoredToken, u64), Refusal> {
+    fn grant_now(&mut self, grant: &NodeGrant, count: TokenUse) -> Result<Enrolment, Refusal> {
+        let envelope = self.seal_grant(grant)?;
+        let changed = self.change(&envelope, count.compare, count.operations);
+        changed.map_err(|error| error.into_refusal(RefusalCode::OutOfScope))?;
+        let (node, serial) = (grant.node.short(), grant.serial);
+        info!(node = %grant.name, id = %node, cluster = %grant.cluster, serial, "node enrolled");
+        Ok(Enrolment::Granted { grant: envelope, checkpoint: self.checkpoint() })
+    }
+
+    /// A node that asks again, because the answer was lost or because it waits, gets the same answer, also when the token
+    /// has expired meanwhile.
+    fn answered_before(
+        &mut self,
+        claim: &JoinClaim,
+        known: &KnownToken,
+        used: Option<&[u8]>,
+    ) -> Result<Option<Enrolment>, Refusal> {
+        let node = claim.node();
+        match used {
+            None => return Ok(None),
+            Some(layout::REJECTED) => return Err(token_refused("an operator rejected this node")),
+            Some(_) => {}
+        }
+        if let Some(until) = self.reservations.waits_as(claim).filter(|_| !known.token.revoked) {
+            return Ok(Some(Enrolment::Pending { until }));
+        }
+        let Some(member) = self.view().member(node) else { return Ok(None) };
+        let grant = &member.grant.object;
+        let same_cidrs = claim.pod_cidrs.is_empty() || claim.pod_cidrs == grant.pod_cidrs;
+        let same = grant.name == claim.name && grant.cluster == known.limits.cluster && grant.tags == known.limits.tags;
+        if !same || !same_cidrs || !member.is_valid_at(unix_now()) {
+            return Ok(None);
+        }
+        let grant = member.grant.envelope.clone();
+        Ok(Some(Enrolment::Granted { grant, checkpoint: self.checkpoint() }))
+    }
+
+    fn check_token(&mut self, attempt: &JoinAttempt) -> Result<KnownToken, Refusal> {
         let claim = &attempt.claim;
         if claim.mesh != self.mesh() {
             return Err(token_refused("it is of another mesh"));
@@ -130,152 +248,17 @@ impl Directory {
         if claim.identity != attempt.identity {
             return Err(token_refused("the request was made by another identity than the connection's"));
         }
-        let entry = self.get(&layout::token(claim.token))?.ok_or_else(|| token_refused("it is not known here"))?;
-        let token: StoredToken =
-            cbor::from_slice(&entry.value).map_err(|error| refusal(RefusalCode::Unavailable, error.to_string()))?;
-        let limits = self.token_limits(&token)?;
+        let known = self.find_token(claim.token, attempt.limits.as_ref())?;
+        let known = known.ok_or_else(|| ShowError::Stranger.into_refusal())?;
         claim
-            .verify(&limits.key, &attempt.exporter, &attempt.signature)
+            .verify(&known.limits.key, &attempt.exporter, &attempt.signature)
             .map_err(|_| token_refused("the request is not signed with it, for this connection"))?;
-        Ok((token, entry.mod_revision))
+        Ok(known)
     }
 
-    /// What the token allows, signed by an issuer of the newest policy.
-    fn token_limits(&self, token: &StoredToken) -> Result<TokenLimits, Refusal> {
-        let issuers: Vec<VerifyKey> = self.view().policy().issuers.iter().map(|issuer| issuer.key).collect();
-        token
-            .limits
-            .verified(self.mesh(), &issuers, 1)
-            .map_err(|error| token_refused(&format!("no issuer of today stands for it ({error})")))
-    }
-
-    fn draft(&self, claim: &JoinClaim, node: NodeId, limits: &TokenLimits) -> Result<NodeGrant, Refusal> {
-        let policy = self.view().policy();
-        let (issuer, scope) = policy.cluster(&limits.cluster).ok_or_else(|| {
-            refusal(RefusalCode::OutOfScope, format!("cluster {} is not in the mesh any more", limits.cluster))
-        })?;
-        self.check_name(&claim.name, node)?;
-        let held = self.view().member(node).map(|member| &member.grant.object);
-        let pod_cidrs = match held {
-            _ if !claim.pod_cidrs.is_empty() => self.check_cidrs(claim, node, limits, scope)?,
-            Some(held) if held.cluster == limits.cluster => held.pod_cidrs.clone(),
-            _ => self.pick_cidrs(limits, scope)?,
-        };
-        let mesh_v4 = match held {
-            Some(held) if policy.mesh_pool.contains(&held.mesh_v4) => held.mesh_v4,
-            _ => self.pick_mesh_v4()?,
-        };
-        let issued = unix_now();
-        let life = self.settings.grant_life.as_secs().min(issuer.longest_grant);
-        Ok(NodeGrant {
-            node,
-            identity: claim.identity,
-            generation: self.next_generation(node),
-            name: claim.name.clone(),
-            cluster: limits.cluster.clone(),
-            route_group: None,
-            mesh_v4,
-            mesh_v6: mesh_v6(self.mesh(), node),
-            pod_cidrs,
-            tags: limits.tags.clone(),
-            pq: policy.pq,
-            serial: self.history.serial + 1,
-            issued,
-            expires: issued.saturating_add(life),
-            lifts: None,
-            external: false,
-        })
-    }
-
-    fn check_name(&self, name: &Name, node: NodeId) -> Result<(), Refusal> {
-        match self.view().member_named(name) {
-            Some((holder, member)) if holder != node => Err(refusal(
-                RefusalCode::Taken,
-                format!(
-                    "name {name} is already held by node {} of cluster {}: choose another with --node-name",
-                    holder.short(),
-                    member.grant.object.cluster
-                ),
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    fn check_cidrs(
-        &self,
-        claim: &JoinClaim,
-        node: NodeId,
-        limits: &TokenLimits,
-        scope: &ClusterScope,
-    ) -> Result<Vec<IpNet>, Refusal> {
-        if claim.pod_cidrs.len() > MAX_POD_CIDRS {
-            return Err(refusal(RefusalCode::OutOfScope, format!("more than {MAX_POD_CIDRS} pod CIDRs")));
-        }
-        let (allowed, whose) = if limits.cidrs.is_empty() {
-            (&scope.pools, format!("the pools of cluster {}", scope.cluster))
-        } else {
-            (&limits.cidrs, "what the token allows".to_owned())
-        };
-        for cidr in &claim.pod_cidrs {
-            if !allowed.iter().any(|allowed| allowed.contains(cidr)) {
-                return Err(refusal(RefusalCode::OutOfScope, format!("{cidr} is not inside {whose}")));
-            }
-            self.check_free(*cidr, node)?;
-        }
-        Ok(claim.pod_cidrs.clone())
-    }
-
-    fn check_free(&self, cidr: IpNet, node: NodeId) -> Result<(), Refusal> {
-        match self.view().holder_of(cidr).filter(|(_, holder)| *holder != node) {
-            None => Ok(()),
-            Some((held, holder)) => {
-                let name = self.view().member(holder).map(|member| member.grant.object.name.to_string());
-                let name = name.unwrap_or_else(|| holder.short());
-                Err(refusal(RefusalCode::Taken, format!("{cidr} overlaps {held}, which node {name} already holds")))
-            }
-        }
-    }
-
-    /// The next free block of each pool.
-    fn pick_cidrs(&self, limits: &TokenLimits, scope: &ClusterScope) -> Result<Vec<IpNet>, Refusal> {
-        let pick = |pool: &IpNet| {
-            let prefix = match pool {
-                IpNet::V4(_) => scope.node_prefix_v4,
-                IpNet::V6(_) => scope.node_prefix_v6,
-            };
-            let inside: Vec<IpNet> = match limits.cidrs.is_empty() {
-                true => vec![*pool],
-                false => limits.cidrs.iter().copied().filter(|cidr| pool.contains(cidr)).collect(),
-            };
-            if inside.is_empty() {
-                return Ok(None);
-            }
-            let block = inside.iter().find_map(|pool| self.free_block(*pool, prefix));
-            block.map(Some).ok_or_else(|| {
-                let message = format!("no free /{prefix} is left in {pool} of cluster {}", scope.cluster);
-                refusal(RefusalCode::Exhausted, message)
-            })
-        };
-        let picked: Result<Vec<Option<IpNet>>, Refusal> = scope.pools.iter().map(pick).collect();
-        Ok(picked?.into_iter().flatten().collect())
-    }
-
-    fn free_block(&self, pool: IpNet, prefix: u8) -> Option<IpNet> {
-        let free = |block: &IpNet| self.view().holder_of(*block).is_none();
-        pool.subnets(prefix.max(pool.prefix_len())).ok()?.take(MAX_LOOKED_AT).find(free)
-    }
-
-    fn pick_mesh_v4(&self) -> Result<Ipv4Addr, Refusal> {
-        let pool = self.view().policy().mesh_pool;
-        let free = |address: &Ipv4Addr| self.view().holder_of(IpNet::from(std::net::IpAddr::V4(*address))).is_none();
-        pool.hosts()
-            .take(MAX_LOOKED_AT)
-            .find(free)
-            .ok_or_else(|| refusal(RefusalCode::Exhausted, format!("no free address is left in the mesh pool {pool}")))
-    }
-
-    fn next_generation(&self, node: NodeId) -> u64 {
-        self.view().seen().find(|seen| seen.node == node).map_or(1, |seen| seen.generation + 1)
+    /// What is noted of `node`'s use of the token, if it has used it.
+    fn use_of(&self, token: TokenId, node: NodeId) -> Result<Option<Vec<u8>>, Refusal> {
+        Ok(self.get(&layout::token_use(token, node))?.map(|entry| entry.value))
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<crate::store::Entry>, Refusal> {
@@ -284,14 +267,43 @@ impl Directory {
     }
 }
 
-fn check_limits(token: &StoredToken, limits: &TokenLimits, used_before: bool) -> Result<(), Refusal> {
+/// The part of a transaction that counts a use of a token.
+pub(super) struct TokenUse {
+    pub(super) compare: Vec<Compare>,
+    pub(super) operations: Vec<Operation>,
+}
+
+fn count_use(mut known: KnownToken, token: TokenId, node: NodeId, used_before: bool) -> TokenUse {
+    let key = layout::token(token);
+    let compare = vec![Compare::ModRevision(key.clone(), known.revision)];
+    let mut operations = Vec::new();
+    if !used_before {
+        known.token.used += 1;
+        operations.push(Operation::Put(key, cbor::to_vec(&known.token)));
+        operations.push(Operation::Put(layout::token_use(token, node), Vec::new()));
+    }
+    TokenUse { compare, operations }
+}
+
+/// As a node is told.
+fn refused(error: RequestError) -> Refusal {
+    match error {
+        RequestError::Trust(error) => ChangeError::Judged(error).into_refusal(RefusalCode::OutOfScope),
+        RequestError::Token { .. } | RequestError::Unsigned(_) => refusal(RefusalCode::Token, error.to_string()),
+        RequestError::Collides { .. } => refusal(RefusalCode::Taken, error.to_string()),
+        error => refusal(RefusalCode::OutOfScope, error.to_string()),
+    }
+}
+
+fn check_limits(known: &KnownToken) -> Result<(), Refusal> {
+    let KnownToken { token, limits, .. } = known;
     if token.revoked {
         return Err(token_refused("it is revoked"));
     }
     if unix_now() >= limits.expires {
         return Err(token_refused("it is expired"));
     }
-    if token.used >= limits.uses && !used_before {
+    if token.used >= limits.uses {
         return Err(token_refused(&format!("it is used up ({} of {})", token.used, limits.uses)));
     }
     Ok(())

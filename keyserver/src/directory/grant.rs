@@ -2,9 +2,9 @@
 
 use mesh_protocol::control::{Refusal, RefusalCode};
 use mesh_protocol::envelope::Envelope;
-use mesh_protocol::id::NodeId;
+use mesh_protocol::id::{Name, NodeId};
 use mesh_protocol::key::SigningKey;
-use mesh_protocol::record::NodeGrant;
+use mesh_protocol::record::{NodeGrant, PostQuantum};
 use tracing::{info, warn};
 
 use super::{Directory, refusal, unix_now};
@@ -13,9 +13,20 @@ use super::{Directory, refusal, unix_now};
 const RENEWED_AT_ONCE: usize = 64;
 
 impl Directory {
+    /// The key that signs for this cluster, if it lies here.
+    pub(super) fn issuer_for(&self, cluster: &Name) -> Result<&SigningKey, Refusal> {
+        if !self.signs_for(cluster) && self.keys.issuer.is_some() {
+            let message = format!("the key of the issuer of cluster {cluster} is not on this machine");
+            return Err(refusal(RefusalCode::Unavailable, message));
+        }
+        self.issuer()
+    }
+
     pub(super) fn issuer(&self) -> Result<&SigningKey, Refusal> {
         self.keys.issuer.as_ref().ok_or_else(|| {
-            refusal(RefusalCode::Unavailable, "the issuer's key is not on this machine: this keyserver cannot grant")
+            let message = "the issuer's key is not on this machine: sign where it is, with 'meshctl token create --mesh', \
+                           'meshctl grant sign'";
+            refusal(RefusalCode::Unavailable, message)
         })
     }
 
@@ -27,17 +38,10 @@ impl Directory {
     pub(super) fn renew_grant_of(&mut self, node: NodeId) {
         let now = unix_now();
         let Some(held) = self.view().member(node).map(|member| member.grant.object.clone()) else { return };
-        if self.keys.issuer.is_none() || self.behind.is_some() || !is_due(&held, now) {
+        if !self.signs_for(&held.cluster) || self.behind.is_some() || !is_due(&held, now) {
             return;
         }
-        let renewed = NodeGrant {
-            generation: held.generation + 1,
-            serial: self.history.serial + 1,
-            issued: now,
-            expires: now.saturating_add(self.settings.grant_life.as_secs().min(self.longest_grant(&held))),
-            pq: self.view().policy().pq,
-            ..held
-        };
+        let renewed = self.renewed(&held, now);
         let name = renewed.name.clone();
         let result = match self.seal_grant(&renewed) {
             Ok(envelope) => self
@@ -52,9 +56,23 @@ impl Directory {
         }
     }
 
+    /// The grant after `held`: more time, everything else as it was, its place in the order of serials too.
+    pub(super) fn renewed(&self, held: &NodeGrant, now: u64) -> NodeGrant {
+        let life = self.settings.grant_life.as_secs().min(self.longest_grant(held));
+        let required = self.view().policy().pq == PostQuantum::Required;
+        NodeGrant {
+            generation: held.generation + 1,
+            issued: now,
+            expires: now.saturating_add(life),
+            pq: if required { PostQuantum::Required } else { held.pq },
+            ..held.clone()
+        }
+    }
+
     pub(super) fn renew_grants(&mut self) {
         let now = unix_now();
         let due = self.view().members().filter(|(_, member)| is_due(&member.grant.object, now));
+        let due = due.filter(|(_, member)| self.signs_for(&member.grant.object.cluster));
         let due: Vec<NodeId> = due.map(|(node, _)| *node).take(RENEWED_AT_ONCE).collect();
         for node in due {
             self.renew_grant_of(node);
@@ -67,7 +85,7 @@ impl Directory {
 }
 
 /// Two thirds of its life are over.
-fn is_due(grant: &NodeGrant, now: u64) -> bool {
+pub(super) fn is_due(grant: &NodeGrant, now: u64) -> bool {
     let life = grant.expires.saturating_sub(grant.issued);
     now >= grant.issued.saturating_add(life / 3 * 2)
 }

@@ -33,8 +33,17 @@ pub(crate) mod layout {
     pub(crate) const AUDIT: &[u8] = b"audit/";
     /// All uses of tokens.
     pub(crate) const USES: &[u8] = b"use/";
+    /// What is kept for nodes that wait for an issuer elsewhere.
+    pub(crate) const RESERVATIONS: &[u8] = b"reserve/";
+    /// Tokens voided here before anybody used them, where an issuer elsewhere made them.
+    pub(crate) const VOIDED: &[u8] = b"void/";
+    /// 8 bytes, big-endian: tokens up to then, in seconds since 1970, are void, because the store was restored then.
+    pub(crate) const TOKENS_SINCE: &[u8] = b"tokens-since";
     /// Proofs that somebody signed two truths.
     pub(crate) const EVIDENCE: &[u8] = b"evidence/";
+
+    /// An operator rejected the node that used this token.
+    pub(crate) const REJECTED: &[u8] = b"rejected";
 
     /// One change: its envelope.
     pub(crate) fn history(revision: u64) -> Vec<u8> {
@@ -51,7 +60,17 @@ pub(crate) mod layout {
         [TOKENS, token.as_bytes()].concat()
     }
 
-    /// There once `node` enrolled with `token`: asking again, after a lost answer, costs no use.
+    /// The request of one node that waits.
+    pub(crate) fn reservation(node: NodeId) -> Vec<u8> {
+        [RESERVATIONS, node.as_bytes()].concat()
+    }
+
+    /// Voided at this time: 8 bytes, big-endian, seconds since 1970.
+    pub(crate) fn voided(token: TokenId) -> Vec<u8> {
+        [VOIDED, token.as_bytes()].concat()
+    }
+
+    /// There once `node` enrolled with `token`: asking again, after a lost answer, costs no use. Empty, or [`REJECTED`].
     pub(crate) fn token_use(token: TokenId, node: NodeId) -> Vec<u8> {
         [uses(token).as_slice(), node.as_bytes()].concat()
     }
@@ -193,6 +212,6 @@ fn value(store: &dyn Store, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
     Ok(store::get(store, key)?.map(|entry| entry.value))
 }
 
-fn number(store: &dyn Store, key: &'static [u8]) -> Result<Option<u64>, StoreError> {
+pub(super) fn number(store: &dyn Store, key: &'static [u8]) -> Result<Option<u64>, StoreError> {
     Ok(value(store, key)?.and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes))
 }

@@ -14,6 +14,7 @@ pub(crate) struct DirectoryStatus {
     pub(crate) mesh: Name,
     pub(crate) mesh_id: mesh_protocol::id::MeshId,
     pub(crate) trust: &'static str,
+    pub(crate) pending: u32,
     pub(crate) policy_version: u64,
     pub(crate) position: Position,
     pub(crate) nodes: u32,
@@ -29,7 +30,8 @@ impl Directory {
         DirectoryStatus {
             mesh: self.view().policy().name.clone(),
             mesh_id: self.mesh(),
-            trust: self.keys.trust(),
+            trust: self.trust(),
+            pending: u32::try_from(self.reservations.len()).unwrap_or(u32::MAX),
             policy_version: self.view().policy().version,
             position: self.position(),
             nodes: u32::try_from(valid).unwrap_or(u32::MAX),

@@ -35,6 +35,7 @@ fn directory(age: u64) -> Fixture {
         mesh_cidr: "100.96.0.0/16".parse().unwrap(),
         exposure: Duration::from_secs(7 * DAY),
         pq: PostQuantum::Off,
+        elsewhere: None,
     };
     init(&new).unwrap();
     let settings = Settings { addresses: vec![new.address], grant_life: Duration::from_secs(90 * DAY) };

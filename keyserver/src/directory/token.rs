@@ -22,8 +22,9 @@ const MAX_TOKENS: usize = 10_000;
 const LONGEST_LIFE: u64 = 30 * 86_400;
 /// Most characters of a join token: 8 KiB are read, the rest is for numbers that grow meanwhile.
 const LONGEST_LINE: usize = 8 * 1024 - 64;
-/// Expired tokens are remembered for so long, in seconds, so that `token list` can tell what became of them.
-const REMEMBERED: u64 = 7 * 86_400;
+/// Expired tokens are remembered for so long, in seconds, so that `token list` can tell what became of them, and longer
+/// than any node may wait that used one.
+const REMEMBERED: u64 = super::reserve::RESERVED_FOR + 86_400;
 
 /// A token as it lies in the store.
 #[derive(Debug, Clone, Encode, Decode)]
@@ -60,7 +61,58 @@ struct Found {
     revision: u64,
 }
 
+/// A token that counts here, whoever made it.
+pub(super) struct KnownToken {
+    /// As it lies in the store, or would.
+    pub(super) token: StoredToken,
+    /// What it allows, verified.
+    pub(super) limits: TokenLimits,
+    /// Revision of the store that wrote it; 0: nobody has used it yet.
+    pub(super) revision: u64,
+}
+
+pub(super) fn token_refused(reason: &str) -> Refusal {
+    refusal(RefusalCode::Token, format!("join token refused: {reason}; make a new one with 'meshctl token create'"))
+}
+
 impl Directory {
+    /// The token of that id: one of the store, or one that an issuer elsewhere made and whose `limits` a node shows.
+    pub(super) fn find_token(&self, id: TokenId, limits: Option<&Envelope>) -> Result<Option<KnownToken>, Refusal> {
+        let known = match self.get(&layout::token(id))? {
+            Some(entry) => {
+                let token: StoredToken = cbor::from_slice(&entry.value)
+                    .map_err(|error| refusal(RefusalCode::Unavailable, error.to_string()))?;
+                let limits = self.view().token_limits(&token.limits).map_err(|error| {
+                    token_refused(&format!("no issuer of today stands for it ({error})"))
+                })?;
+                KnownToken { token, limits, revision: entry.mod_revision }
+            }
+            None => match limits.map(|limits| (limits, self.view().token_limits(limits))) {
+                Some((envelope, Ok(limits))) if limits.id() == id && !self.signs_for(&limits.cluster) => {
+                    let created = limits.issued.unwrap_or(0);
+                    let revoked = self.get(&layout::voided(id))?.is_some();
+                    let token = StoredToken { limits: envelope.clone(), used: 0, revoked, created };
+                    KnownToken { token, limits, revision: 0 }
+                }
+                _ => return Ok(None),
+            },
+        };
+        if self.tokens_since()?.is_some_and(|since| known.token.created <= since) {
+            return Err(token_refused("it was made before this keyserver's store was restored from a copy"));
+        }
+        let longest = known.token.created.saturating_add(LONGEST_LIFE);
+        if known.limits.expires > longest {
+            return Err(token_refused("it lives longer than a token may"));
+        }
+        Ok(Some(known))
+    }
+
+    /// When the store was restored from a copy last, if ever: tokens up to then are void.
+    fn tokens_since(&self) -> Result<Option<u64>, Refusal> {
+        let since = super::history::number(self.store.as_ref(), layout::TOKENS_SINCE);
+        since.map_err(|error| super::unavailable(&error))
+    }
+
     /// Makes a token; gives the line to paste, and what it allows.
     pub(crate) fn create_token(&mut self, request: TokenRequest) -> Result<(Zeroizing<String>, TokenStatus), Refusal> {
         self.writable()?;
@@ -69,7 +121,8 @@ impl Directory {
             return Err(refusal(RefusalCode::Exhausted, format!("there are {MAX_TOKENS} tokens already")));
         }
         let secret = keys::generate().map_err(|error| refusal(RefusalCode::Unavailable, error.to_string()))?;
-        let created = unix_now();
+        // Times are whole seconds: one made right after a restore is not one from before.
+        let created = unix_now().max(self.tokens_since()?.map_or(0, |since| since + 1));
         let limits = TokenLimits {
             key: secret.verify_key(),
             uses: request.uses,
@@ -77,8 +130,9 @@ impl Directory {
             cluster: request.cluster.clone(),
             cidrs: request.cidrs.clone(),
             tags: request.tags.clone(),
+            issued: Some(created),
         };
-        let envelope = Envelope::seal(self.mesh(), &limits, &[self.issuer()?]);
+        let envelope = Envelope::seal(self.mesh(), &limits, &[self.issuer_for(&request.cluster)?]);
         // Before anything changes: what follows makes it longer by a few bytes at most.
         let length = self.line(&envelope, &secret).len();
         if length > LONGEST_LINE {
@@ -174,9 +228,23 @@ impl Directory {
         }
         let mut matching = self.tokens()?.into_iter().filter(|found| found.id.to_string().starts_with(&start));
         let (Some(found), None) = (matching.next(), matching.next()) else {
+            if let Ok(id) = start.parse::<TokenId>() {
+                return self.void_unseen(id);
+            }
             return Err(refusal(RefusalCode::Token, format!("no token, or more than one, starts with {start}")));
         };
         self.void(found)
+    }
+
+    /// Voids a token that an issuer elsewhere made and nobody has used: only its whole id names it.
+    fn void_unseen(&mut self, id: TokenId) -> Result<TokenStatus, Refusal> {
+        let now = unix_now();
+        let then = vec![Operation::Put(layout::voided(id), now.to_be_bytes().to_vec())];
+        self.commit(&Txn { then, ..Txn::default() })?;
+        info!(token = %id.short(), "token voided before anybody used it");
+        let (cidrs, tags) = (Vec::new(), Vec::new());
+        let cluster = self.view().policy().name.clone();
+        Ok(TokenStatus { id, cluster, uses: 0, used: 0, expires: now, revoked: true, cidrs, tags })
     }
 
     /// Voids every open token of a cluster.
@@ -201,6 +269,7 @@ impl Directory {
         }
         let Ok(tokens) = self.tokens() else { return };
         let now = unix_now();
+        self.forget_voided(now);
         for old in tokens.into_iter().filter(|found| found.limits.expires.saturating_add(REMEMBERED) < now) {
             let uses = self.store.range(&Range::prefix(&layout::uses(old.id)), None, usize::MAX).unwrap_or_default();
             let mut then: Vec<Operation> = uses.into_iter().map(|entry| Operation::Delete(entry.key)).collect();
@@ -209,6 +278,20 @@ impl Directory {
                 warn!(%error, "expired token not forgotten");
                 return;
             }
+        }
+    }
+
+    /// Removes marks of tokens that nobody has used and that cannot live any more.
+    fn forget_voided(&mut self, now: u64) {
+        let Ok(marks) = self.store.range(&Range::prefix(layout::VOIDED), None, usize::MAX) else { return };
+        let at = |entry: &Entry| entry.value.as_slice().try_into().map_or(0, u64::from_be_bytes);
+        let old = marks.into_iter().filter(|entry| at(entry).saturating_add(LONGEST_LIFE) < now);
+        let then: Vec<Operation> = old.map(|entry| Operation::Delete(entry.key)).collect();
+        if then.is_empty() {
+            return;
+        }
+        if let Err(error) = self.commit(&Txn { then, ..Txn::default() }) {
+            warn!(%error, "mark of a voided token not forgotten");
         }
     }
 

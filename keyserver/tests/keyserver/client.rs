@@ -68,14 +68,14 @@ pub async fn connect_from(
     config.alpn_protocols.retain(|alpn| !alpn.is_empty());
     let connected = async {
         match transport {
-            Transport::Quic => quic(config, alpn, address, source).await,
+            Transport::Quic => quic(config, address, source).await,
             Transport::Tls => tcp(config, address, source).await,
         }
     };
     timeout(DEADLINE, connected).await.ok().flatten()
 }
 
-async fn quic(config: rustls::ClientConfig, alpn: &[u8], address: SocketAddr, source: IpAddr) -> Option<Stream> {
+async fn quic(config: rustls::ClientConfig, address: SocketAddr, source: IpAddr) -> Option<Stream> {
     let endpoint = quinn::Endpoint::client(SocketAddr::new(source, 0)).ok()?;
     let crypto = QuicClientConfig::try_from(config).unwrap();
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
@@ -87,8 +87,7 @@ async fn quic(config: rustls::ClientConfig, alpn: &[u8], address: SocketAddr, so
     let connection = connecting.ok()?.await.ok()?;
     let mut exporter = [0; 32];
     connection.export_keying_material(&mut exporter, EXPORTER_LABEL, b"").unwrap();
-    let (writer, reader) =
-        if alpn == ALPN_JOIN { connection.accept_bi().await.ok()? } else { connection.open_bi().await.ok()? };
+    let (writer, reader) = connection.open_bi().await.ok()?;
     let quic = Some((endpoint, connection));
     Some(Stream { reader: Box::new(reader), writer: Box::new(writer), exporter, _quic: quic })
 }
@@ -164,7 +163,10 @@ impl Node {
         transport: Transport,
     ) -> Result<Checkpoint, Refusal> {
         let mut stream = connect(&self.key, ALPN_JOIN, address, transport).await.expect("joining connects");
-        let view = offered(&mut stream, token).await;
+        let view = match shown(&mut stream, token).await {
+            Ok(view) => view,
+            Err(refusal) => return Err(refusal),
+        };
         let claim = self.claim(token, cidrs);
         let signature = claim.sign(&token.secret, &stream.exporter);
         stream.send(&JoinRequest::Enrol { claim, signature }).await;
@@ -178,7 +180,7 @@ impl Node {
                 Ok(checkpoint)
             }
             JoinReply::Refused { refusal } => Err(refusal),
-            JoinReply::Offer { .. } => panic!("policies again"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -238,19 +240,24 @@ thread_local! {
     static MESH: std::cell::Cell<Option<MeshId>> = const { std::cell::Cell::new(None) };
 }
 
-/// Reads the offered policies until they hold what the token pins.
-pub async fn offered(stream: &mut Stream, token: &JoinToken) -> View {
+/// Shows the token, then reads the offered policies until they hold what it pins.
+pub async fn shown(stream: &mut Stream, token: &JoinToken) -> Result<View, Refusal> {
     MESH.with(|mesh| mesh.set(Some(token.mesh)));
+    let signature = token.show(&stream.exporter);
+    let limits = Some(token.limits.clone());
+    stream.send(&JoinRequest::Show { token: token.id(), signature, limits }).await;
     let mut policies = Vec::new();
     loop {
-        let JoinReply::Offer { policies: more } = stream.next().await.expect("an offer") else {
-            panic!("no offer first");
+        let more = match stream.next().await.expect("an offer") {
+            JoinReply::Offer { policies } => policies,
+            JoinReply::Refused { refusal } => return Err(refusal),
+            other => panic!("{other:?} first"),
         };
         policies.extend(more);
         let view = View::pinned(token.mesh, &policies).unwrap();
         let held = view.policies().iter().find(|policy| policy.object.version == token.policy_version);
         if held.is_some_and(|held| held.hash == token.policy) {
-            return view;
+            return Ok(view);
         }
     }
 }

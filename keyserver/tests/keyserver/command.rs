@@ -35,7 +35,7 @@ fn exit_codes_and_help_are_as_promised() {
     assert_eq!(code(&["run", "--config", "/nonexistent"]), Some(78));
     for verb in ["init", "run", "check-config", "verify", "resume", "completion", "man"] {
         let help = binary().args([verb, "--help"]).output().unwrap();
-        assert!(String::from_utf8_lossy(&help.stdout).contains("Example:"), "{verb}");
+        assert!(String::from_utf8_lossy(&help.stdout).contains("Example"), "{verb}");
     }
     assert_eq!(code(&["man"]), Some(0));
     assert_eq!(code(&["completion", "bash"]), Some(0));

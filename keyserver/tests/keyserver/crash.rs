@@ -21,7 +21,7 @@ async fn kill_9_in_a_loop_keeps_every_acknowledged_grant() {
             for number in 0.. {
                 let mut node = Node::new(&format!("r{round}n{number}"));
                 // The connection breaks when the keyserver dies: what was granted by then counts.
-                let Some(stream) = crate::client::connect(&node.key, b"mesh-join/1", address, Transport::Tls).await
+                let Some(stream) = crate::client::connect(&node.key, mesh_protocol::control::ALPN_JOIN, address, Transport::Tls).await
                 else {
                     return granted;
                 };
@@ -37,7 +37,7 @@ async fn kill_9_in_a_loop_keeps_every_acknowledged_grant() {
             }
             granted
         });
-        tokio::time::sleep(Duration::from_millis(150 + round * 40)).await;
+        tokio::time::sleep(Duration::from_millis(300 + round * 80)).await;
         server.kill();
         granted.extend(joining.await.unwrap());
         server.run();
@@ -75,6 +75,9 @@ async fn a_restored_store_writes_nothing_until_resume() {
     server.kill();
     assert!(server.command("resume").status.success());
     server.run();
+    let refused = Node::new("n3").join(server.address, &token).await.unwrap_err();
+    assert!(refused.message.contains("restored"), "voided and used tokens do not come back: {refused}");
+    let token = server.token(5);
     let mut next = Node::new("n3");
     next.join(server.address, &token).await.unwrap();
     assert!(next.grant().serial > lost.grant().serial);

@@ -1,5 +1,7 @@
 //! `meshctl token`: join tokens.
 
+mod offline;
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -24,11 +26,13 @@ Examples:
   meshctl token list";
 
 const CREATE_HELP: &str = "\
-Prints one line on standard output: the token. It is a secret until it is used up or expired.
+Prints one line on standard output: the token. It is a secret until it is used up or expired. Where the issuer's key is \
+not on the keyserver's machine, make it where the key is: the keyserver learns of it when the first node shows it.
 
 Examples:
   meshctl token create --cluster east --uses 3 --ttl 1h
   meshctl token create --cluster east --uses 1 --ttl 10m --cidr 10.1.7.0/24 --tag edge > token
+  meshctl token create --cluster east --uses 2 --ttl 1d --mesh mesh.txt --signer issuer.key > token
 
 JSON: {\"line\": the token, \"token\": {\"id\", \"cluster\", \"uses\", \"used\", \"expires\", \"revoked\", \"cidrs\", \"tags\"}}";
 
@@ -83,6 +87,12 @@ pub(crate) struct Create {
     /// Tag its nodes get; repeat it for several
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<Name>,
+    /// Make it here, without the keyserver: with the mesh from a file of 'policy show --out'
+    #[arg(long, value_name = "FILE", requires = "signer")]
+    mesh: Option<PathBuf>,
+    /// The issuer's key, with --mesh: a key file, exec:COMMAND or pkcs11:.. (meshctl signer show --help)
+    #[arg(long, requires = "mesh")]
+    signer: Option<String>,
 }
 
 /// List join tokens, newest first
@@ -116,6 +126,21 @@ pub(crate) fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
 }
 
 fn create(args: Create, context: &Context) -> anyhow::Result<()> {
+    let (line, token) = match (&args.mesh, &args.signer) {
+        (Some(mesh), Some(signer)) => offline::create(&args, mesh, signer)?,
+        _ => ask(args, context)?,
+    };
+    context.show(&serde_json::json!({ "line": *line, "token": token }), || line.to_string())?;
+    if !context.json {
+        let nodes = output::plural(token.uses as usize, "node", "nodes");
+        let (id, cluster, until) = (token.id.short(), &token.cluster, output::date(token.expires));
+        output::note(&format!("token {id}: {nodes} may join {cluster} until {until}; keep it secret"));
+        output::note("on the node: meshd join < token");
+    }
+    Ok(())
+}
+
+fn ask(args: Create, context: &Context) -> anyhow::Result<(Zeroizing<String>, TokenStatus)> {
     let request = AdminRequest::TokenCreate {
         cluster: args.cluster,
         uses: args.uses,
@@ -130,14 +155,7 @@ fn create(args: Create, context: &Context) -> anyhow::Result<()> {
     if line.contains(char::is_control) {
         bail!("the keyserver's token is not one line of text");
     }
-    context.show(&serde_json::json!({ "line": *line, "token": token }), || line.to_string())?;
-    if !context.json {
-        let nodes = output::plural(token.uses as usize, "node", "nodes");
-        let (id, cluster, until) = (token.id.short(), &token.cluster, output::date(token.expires));
-        output::note(&format!("token {id}: {nodes} may join {cluster} until {until}; keep it secret"));
-        output::note("on the node: meshd join < token");
-    }
-    Ok(())
+    Ok((line, token))
 }
 
 fn list(request: &AdminRequest, context: &Context) -> anyhow::Result<()> {

@@ -79,15 +79,6 @@ impl Transport {
     }
 }
 
-/// Which end opens the one stream of a QUIC connection: whoever speaks first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Opener {
-    /// This node.
-    Node,
-    /// The keyserver.
-    Keyserver,
-}
-
 /// How to connect.
 #[derive(Debug, Clone)]
 pub(crate) struct Dialer {
@@ -97,8 +88,6 @@ pub(crate) struct Dialer {
     pub(crate) servers: ServerKeys,
     /// What is spoken.
     pub(crate) alpn: &'static [u8],
-    /// Who speaks first.
-    pub(crate) opener: Opener,
     /// SO_MARK of the sockets; 0 sets none.
     pub(crate) mark: u32,
 }
@@ -206,10 +195,8 @@ impl Dialer {
         let mut client = quinn::ClientConfig::new(Arc::new(crypto));
         client.transport_config(Arc::new(transport_config()?));
         let connection = endpoint.connect_with(client, remote, SERVER_NAME)?.await?;
-        let (send, receive) = match self.opener {
-            Opener::Node => connection.open_bi().await?,
-            Opener::Keyserver => connection.accept_bi().await?,
-        };
+        // The node speaks first, whatever is spoken.
+        let (send, receive) = connection.open_bi().await?;
         let mut exporter = [0; 32];
         connection
             .export_keying_material(&mut exporter, mesh_protocol::token::EXPORTER_LABEL, b"")

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::agent::{Agent, Now};
 use super::backoff::Backoff;
-use super::connect::{Dialer, Opener, Transport};
+use super::connect::{Dialer, Transport};
 use super::link::{Link, LinkEvent};
 use super::session::Session;
 use super::{ControlReport, Rotation, Told};
@@ -140,7 +140,6 @@ impl Driver {
             servers: ServerKeys::OneOf(policy.keyservers.clone()),
             key: self.agent.identity().key().clone(),
             alpn: ALPN_NODE,
-            opener: Opener::Node,
             mark: self.mark,
         };
         self.link = Some(Link::start(dialer, address, self.preferred));

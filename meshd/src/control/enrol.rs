@@ -1,4 +1,5 @@
-//! Enrolment: one request on a connection of its own, after the policy chain has been verified from the token's pin.
+//! Enrolment: one request on a connection of its own. The node shows that it holds the token, which tells a stranger
+//! nothing, and asks once it has verified the policy chain from the token's pin.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use mesh_protocol::token::{JoinClaim, JoinToken};
 use mesh_protocol::trust::{CheckpointVerdict, TrustError, View, compare_checkpoints};
 use tokio::time::timeout;
 
-use super::connect::{ConnectError, Connection, Dialer, Opener, Transport};
+use super::connect::{ConnectError, Connection, Dialer, Transport};
 use super::frames::{self, Frame, StreamError};
 
 /// How long a keyserver may take for its offer, and for its answer: it writes to disk in between.
@@ -64,6 +65,17 @@ pub(crate) enum EnrolError {
     Stale,
 }
 
+/// What the keyserver says.
+pub(crate) enum Answer {
+    /// The node is in.
+    Granted(Box<Enrolled>),
+    /// It will be once its issuer has signed: ask again with the same token, name and CIDRs.
+    Pending {
+        /// Seconds since 1970 after which that is over.
+        until: u64,
+    },
+}
+
 /// What enrolment gives.
 pub(crate) struct Enrolled {
     /// The policies, and the own grant.
@@ -85,10 +97,12 @@ pub(crate) async fn enrol(
     name: &Name,
     pod_cidrs: &[IpNet],
     mark: u32,
-) -> Result<Enrolled, EnrolError> {
-    let dialer =
-        Dialer { key: key.clone(), servers: ServerKeys::Any, alpn: ALPN_JOIN, opener: Opener::Keyserver, mark };
+) -> Result<Answer, EnrolError> {
+    let dialer = Dialer { key: key.clone(), servers: ServerKeys::Any, alpn: ALPN_JOIN, mark };
     let mut connection = dialer.dial(address, Transport::Quic).await?;
+    let limits = token.is_from(&connection.server).then(|| token.limits.clone());
+    let shown = JoinRequest::Show { token: token.id(), signature: token.show(&connection.exporter), limits };
+    frames::write(&mut connection.writer, &shown).await?;
     let mut view = read_offers(&mut connection, token).await?;
     let claim = JoinClaim {
         mesh: token.mesh,
@@ -102,13 +116,14 @@ pub(crate) async fn enrol(
     let (grant, checkpoint) = loop {
         match answer(&mut connection, ANSWER_WITHIN).await? {
             JoinReply::Granted { grant, checkpoint } => break (grant, checkpoint),
+            JoinReply::Pending { until } => return Ok(Answer::Pending { until }),
             JoinReply::Refused { refusal } => return Err(EnrolError::Refused(refusal)),
             // The end of a long chain, which was not waited for.
             JoinReply::Offer { policies } => extend(&mut view, &policies)?,
         }
     };
     let checkpoint = check_granted(token, &mut view, key, &grant, &checkpoint)?;
-    Ok(Enrolled { view, grant, checkpoint })
+    Ok(Answer::Granted(Box::new(Enrolled { view, grant, checkpoint })))
 }
 
 async fn answer(connection: &mut Connection, within: Duration) -> Result<JoinReply, EnrolError> {
@@ -121,7 +136,7 @@ async fn answer(connection: &mut Connection, within: Duration) -> Result<JoinRep
     }
 }
 
-/// Reads policies until everything holds that has to before the node says a word.
+/// Reads policies until everything holds that has to before the node says what it is and wants.
 async fn read_offers(connection: &mut Connection, token: &JoinToken) -> Result<View, EnrolError> {
     let JoinReply::Offer { policies } = answer(connection, ANSWER_WITHIN).await? else {
         return Err(EnrolError::Unexpected("something else than its policies first"));

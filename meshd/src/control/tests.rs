@@ -242,16 +242,12 @@ impl Listener {
         }
     }
 
-    /// Takes the next connection; on QUIC whoever speaks first opens the stream.
-    async fn accept(&self, speaks_first: bool) -> Peer {
+    /// Takes the next connection; on QUIC the node opens the stream.
+    async fn accept(&self) -> Peer {
         match self {
             Self::Quic(endpoint) => {
                 let connection = endpoint.accept().await.unwrap().await.unwrap();
-                let (send, receive) = if speaks_first {
-                    connection.open_bi().await.unwrap()
-                } else {
-                    connection.accept_bi().await.unwrap()
-                };
+                let (send, receive) = connection.accept_bi().await.unwrap();
                 let mut exporter = [0; 32];
                 connection.export_keying_material(&mut exporter, EXPORTER_LABEL, b"").unwrap();
                 let (reader, writer) = (Box::new(receive), Box::new(send));
@@ -279,7 +275,7 @@ async fn a_session_over(transport: Transport) {
     let mut handle = start(setup(&address), identity, directory, HostFacts::default(), None);
     assert!(handle.facts.borrow().peers.is_empty());
 
-    let mut peer = listener.accept(false).await;
+    let mut peer = listener.accept().await;
     assert!(matches!(peer.read::<NodeMessage>().await, NodeMessage::Hello { position: None, .. }));
     let grant = joined.world.grant(2, 1);
     joined.world.record(2, 1, &grant);
@@ -343,6 +339,7 @@ fn token(world: &World, address: &str) -> JoinToken {
         cluster: "east".parse().unwrap(),
         cidrs: vec![],
         tags: vec![],
+        issued: Some(START),
     };
     JoinToken {
         mesh: world.mesh,
@@ -361,7 +358,11 @@ async fn enrolment(server_key: SigningKey, world: &World, reply: Option<JoinRepl
     let token = token(world, &address);
     let policies = vec![world.history[0].clone()];
     let server = async {
-        let mut peer = listener.accept(true).await;
+        let mut peer = listener.accept().await;
+        let JoinRequest::Show { token: shown, signature, limits } = peer.read().await else { panic!("no token") };
+        let of_token: TokenLimits = token.limits.unverified().unwrap();
+        of_token.verify_shown(&peer.exporter, &signature).unwrap();
+        assert_eq!((shown, limits.is_some()), (token.id(), server_key.verify_key() == World::key().verify_key()));
         peer.write(&JoinReply::Offer { policies }).await;
         let Some(reply) = reply else {
             // It must not hear anything.
@@ -369,7 +370,7 @@ async fn enrolment(server_key: SigningKey, world: &World, reply: Option<JoinRepl
             assert!(heard.is_err());
             return;
         };
-        let JoinRequest::Enrol { claim, signature } = peer.read().await;
+        let JoinRequest::Enrol { claim, signature } = peer.read().await else { panic!("no request") };
         claim.verify(&token.secret.verify_key(), &peer.exporter, &signature).unwrap();
         peer.write(&reply).await;
         let _ = frames::read::<JoinRequest>(&mut peer.reader).await;

@@ -32,6 +32,19 @@ pub(super) fn first(mesh: MeshId, envelope: &Envelope) -> Result<Accepted<TrustP
     Ok(Accepted { object: policy, envelope: envelope.clone(), hash })
 }
 
+/// Checks what no signature can make good, of a policy that is still to be signed.
+///
+/// # Errors
+/// [`TrustError::InvalidPolicy`].
+pub fn check_policy(policy: &TrustPolicy) -> Result<(), TrustError> {
+    let mesh = match policy.version {
+        1 => MeshId(Envelope::unsigned(policy).hash(NO_MESH).0),
+        // Only pools that overlap the mesh's own IPv6 prefix need the real id: the view checks that again.
+        _ => NO_MESH,
+    };
+    validate(policy, mesh)
+}
+
 /// Checks what no signature can make good.
 fn validate(policy: &TrustPolicy, mesh: MeshId) -> Result<(), TrustError> {
     let invalid = |reason: String| Err(TrustError::InvalidPolicy { version: policy.version, reason });
@@ -134,6 +147,14 @@ fn validate_scope(scope: &ClusterScope) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// The first derived IPv6 pool ([`address::cluster_pool_v6`]) that no cluster of `policy` overlaps.
+#[must_use]
+pub fn free_pool_v6(policy: &TrustPolicy, mesh: MeshId) -> Option<Ipv6Net> {
+    let taken: Vec<IpNet> = policy.clusters().flat_map(|scope| scope.pools.clone()).collect();
+    let mut pools = (1..=u16::MAX).map(|ordinal| address::cluster_pool_v6(mesh, ordinal));
+    pools.find(|pool| !taken.iter().any(|held| overlap(*held, IpNet::V6(*pool))))
 }
 
 impl View {

@@ -1,0 +1,328 @@
+//! A mesh whose keyserver can grant nothing: roots and issuers sign elsewhere, in files.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use mesh_e2e::capture::new_marker;
+use mesh_e2e::daemon::{Daemon, binary};
+use mesh_e2e::mesh::{Mesh, MeshNode, SETTLE};
+use mesh_e2e::traffic::ping;
+use mesh_e2e::wait;
+use serde_json::Value;
+
+/// A machine without a network: a folder with keys, and `meshctl`.
+struct Desk {
+    folder: tempfile::TempDir,
+}
+
+impl Desk {
+    fn new() -> Result<Self> {
+        Ok(Self { folder: tempfile::tempdir()? })
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// Runs `meshctl` here; gives its stdout.
+    fn run(&self, args: &[&str]) -> Result<String> {
+        let mut command = Command::new(binary("meshctl")?);
+        // Sockets that are not there: whatever asks one fails.
+        command.args(["--admin-socket", &self.path("none"), "--socket", &self.path("none")]).args(args);
+        let output = command.output()?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "meshctl {args:?}: {}: {text}", output.status);
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Makes a key; gives its public half.
+    fn key(&self, name: &str) -> Result<String> {
+        let made: Value = serde_json::from_str(&self.run(&["--json", "signer", "new", &self.path(name)])?)?;
+        Ok(made["key"].as_str().context("no key")?.to_owned())
+    }
+
+    /// Has each of these roots sign a proposal on its own; gives the files.
+    fn sign_policy(&self, proposal: &str, roots: &[&str], mesh_id: &str) -> Result<Vec<String>> {
+        let sign = |root: &&str| {
+            let (key, out) = (self.path(root), format!("{proposal}.{root}"));
+            self.run(&["policy", "sign", proposal, "--signer", &key, "--out", &out, "--mesh-id", mesh_id, "--yes"])?;
+            Ok(out)
+        };
+        roots.iter().map(sign).collect()
+    }
+}
+
+struct Strict {
+    mesh: Mesh,
+    desk: Desk,
+    mesh_id: String,
+}
+
+impl Strict {
+    /// A mesh of three roots, two of which sign, and one issuer; cluster east is the issuer's.
+    fn new(name: &str) -> Result<Self> {
+        let desk = Desk::new()?;
+        let roots: Vec<String> = (1..=3).map(|n| desk.key(&format!("root-{n}"))).collect::<Result<_>>()?;
+        let issuer = desk.key("issuer-a")?;
+        let mut mesh = Mesh::bare(name)?;
+        let dir = mesh.keyserver_directory().display().to_string();
+        let address = format!("{}:7443", mesh.keyserver_node().v4());
+        let mut init = vec!["init", "--dir", &dir, "--strict", "--name", "lab", "--address", &address, "--threshold", "2"];
+        roots.iter().for_each(|root| init.extend(["--root", root]));
+        init.extend(["--issuer", &issuer]);
+        mesh.keyserver_node().output(binary("keyserver")?, &init)?;
+
+        // Nothing runs before its roots have signed.
+        let config = mesh.keyserver_directory().join("keyserver.toml").display().to_string();
+        let early = mesh.keyserver_node().output(binary("keyserver")?, &["run", "--config", &config]);
+        ensure!(format!("{:#}", early.unwrap_err()).contains("--signed"), "it ran without a policy");
+        let proposal = mesh.keyserver_directory().join("first-policy.txt");
+        let first = desk.path("first");
+        fs::copy(&proposal, &first)?;
+        let one = desk.sign_first(&first, "root-1")?;
+        let alone = mesh.keyserver_node().output(binary("keyserver")?, &["init", "--dir", &dir, "--signed", &one]);
+        ensure!(format!("{:#}", alone.unwrap_err()).contains("2 needed"), "one of three roots was enough");
+        let two = desk.sign_first(&first, "root-2")?;
+        let made = ["init", "--dir", &dir, "--signed", &one, "--signed", &two, "--json"];
+        let made: Value = serde_json::from_str(&mesh.keyserver_node().output(binary("keyserver")?, &made)?)?;
+        let mesh_id = made["mesh_id"].as_str().context("no mesh id")?.to_owned();
+        mesh.keep_admin_socket_here()?;
+        mesh.start_keyserver()?;
+        let mut strict = Self { mesh, desk, mesh_id };
+        strict.change_policy("east", &["--add-cluster", "east=10.1.0.0/16"], &["root-1", "root-3"])?;
+        Ok(strict)
+    }
+
+    /// Proposes, has roots sign, imports.
+    fn change_policy(&mut self, name: &str, changes: &[&str], roots: &[&str]) -> Result<Value> {
+        let files = self.propose(name, changes, roots)?;
+        let files: Vec<&str> = files.iter().map(String::as_str).collect();
+        self.mesh.admin_json(&[&["policy", "import"], files.as_slice()].concat())
+    }
+
+    fn propose(&self, name: &str, changes: &[&str], roots: &[&str]) -> Result<Vec<String>> {
+        let out = self.desk.path(name);
+        self.mesh.admin(&[&["policy", "propose", "--out", &out], changes].concat())?;
+        self.desk.sign_policy(&out, roots, &self.mesh_id)
+    }
+
+    /// A token made on the desk, by that issuer.
+    fn token(&self, cluster: &str, issuer: &str, uses: &str) -> Result<String> {
+        let file = self.desk.path("mesh");
+        self.mesh.admin(&["policy", "show", "--out", &file])?;
+        let key = self.desk.path(issuer);
+        let create = ["token", "create", "--mesh", &file, "--signer", &key, "--cluster", cluster, "--uses", uses];
+        Ok(self.desk.run(&create)?.trim().to_owned())
+    }
+
+    /// Carries what waits to the desk, and has the issuer sign it; gives the file.
+    fn sign_grants(&self, issuer: &str, name: &str) -> Result<String> {
+        let (pending, signed, key) = (self.desk.path("pending"), self.desk.path(name), self.desk.path(issuer));
+        self.mesh.admin(&["grant", "list-pending", "--out", &pending])?;
+        let sign = ["grant", "sign", &pending, "--signer", &key, "--out", &signed, "--mesh-id", &self.mesh_id, "--yes"];
+        self.desk.run(&sign)?;
+        Ok(signed)
+    }
+
+    fn grant(&self, issuer: &str) -> Result<()> {
+        let signed = self.sign_grants(issuer, "signed")?;
+        self.mesh.admin(&["grant", "import", &signed])?;
+        Ok(())
+    }
+
+    fn wait_pending(&self, count: usize) -> Result<()> {
+        wait::until(&format!("{count} nodes wait"), SETTLE, || {
+            let pending = self.mesh.admin_json(&["grant", "list-pending"])?;
+            let held = pending["pending"].as_array().map_or(0, Vec::len);
+            ensure!(held == count, "{held} do");
+            Ok(())
+        })
+    }
+
+    fn policy_version(&self, node: &str) -> Result<u64> {
+        self.mesh.node(node).status()?["policy_version"].as_u64().context("no version")
+    }
+}
+
+impl Desk {
+    fn sign_first(&self, file: &str, root: &str) -> Result<String> {
+        let (key, out) = (self.path(root), format!("{file}.{root}"));
+        self.run(&["policy", "sign", file, "--signer", &key, "--out", &out, "--yes"])?;
+        Ok(out)
+    }
+}
+
+/// Starts `meshd run` on a node that waits, without waiting until it is ready.
+fn run_waiting(node: &mut MeshNode) -> Result<()> {
+    let config = node.config().display().to_string();
+    node.daemon = Some(Daemon::start(&node.node, "meshd", &["run", "--config", &config])?);
+    Ok(())
+}
+
+#[test]
+fn a_strict_mesh_is_made_joined_and_changed_by_files() {
+    let mut strict = Strict::new("strict").unwrap_or_else(|error| panic!("make the mesh: {error:#}"));
+    if let Err(error) = lifecycle(&mut strict) {
+        eprintln!("{}", strict.mesh.logs());
+        panic!("strict: {error:#}");
+    }
+}
+
+fn lifecycle(strict: &mut Strict) -> Result<()> {
+    let status = strict.mesh.admin_json(&["status"])?;
+    ensure!(status["keyserver"]["trust"] == "strict", "{status}");
+    refuses_to_grant(strict)?;
+    two_nodes_join(strict)?;
+    no_key_that_grants_is_here(strict)?;
+    second_issuer(strict)?;
+    root_is_rotated(strict)?;
+    removed_issuer_is_refused(strict)
+}
+
+fn refuses_to_grant(strict: &Strict) -> Result<()> {
+    for (args, reason) in [
+        (&["token", "create", "--cluster", "east"][..], "issuer"),
+        (&["cluster", "add", "west", "--pod-cidr", "10.2.0.0/16"], "policy propose"),
+    ] {
+        let error = format!("{:#}", strict.mesh.admin(args).unwrap_err());
+        ensure!(error.contains(reason) || error.contains("issuer"), "{args:?}: {error}");
+    }
+    Ok(())
+}
+
+fn two_nodes_join(strict: &mut Strict) -> Result<()> {
+    let token = strict.token("east", "issuer-a", "2")?;
+    for name in ["n1", "n2"] {
+        let mut node = strict.mesh.bare_node(name)?;
+        let text = node.join_with(&token, &["--node-name", name, "--no-wait"])?;
+        ensure!(text.contains("waits for its grant"), "{text}");
+        run_waiting(&mut node)?;
+        strict.mesh.nodes.push(node);
+    }
+    strict.wait_pending(2)?;
+
+    // Either side may die meanwhile: nobody types anything again.
+    strict.mesh.kill_keyserver()?;
+    strict.mesh.start_keyserver()?;
+    let node = strict.mesh.node_mut("n1");
+    node.kill9()?;
+    run_waiting(node)?;
+    strict.wait_pending(2)?;
+    strict.grant("issuer-a")?;
+    for name in ["n1", "n2"] {
+        strict.mesh.node_mut(name).daemon.as_mut().context("no daemon")?.wait_ready()?;
+        let waiting = strict.mesh.node(name).node.directory().join("state/waiting");
+        ensure!(!waiting.exists(), "{name} keeps its token");
+    }
+    strict.mesh.wait_settled()?;
+    let (one, two) = (strict.mesh.pod("n1", "a")?, strict.mesh.pod("n2", "a")?);
+    wait::until("pods reach each other", SETTLE, || {
+        let arrived = ping(&one.netns()?, two.v4(), 2, new_marker())?.times.len();
+        ensure!(arrived >= 1, "{arrived} of 2 pings");
+        Ok(())
+    })
+}
+
+/// Looks at every byte of the keyserver's disk for each key of the desk, in every form it is written in.
+fn no_key_that_grants_is_here(strict: &Strict) -> Result<()> {
+    let mut files = Vec::new();
+    collect(&strict.mesh.keyserver_directory(), &mut files)?;
+    let names: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
+    ensure!(!names.iter().any(|name| name.ends_with("keys/root") || name.ends_with("keys/issuer")), "{names:?}");
+    ensure!(files.len() >= 4, "only {names:?}");
+    for key in ["root-1", "root-2", "root-3", "issuer-a"] {
+        let text = fs::read_to_string(strict.desk.path(key))?.trim().to_owned();
+        let raw: Vec<u8> = (0..32).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16)).collect::<Result<_, _>>()?;
+        for file in &files {
+            let bytes = fs::read(file)?;
+            let found = |needle: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
+            ensure!(!found(text.as_bytes()) && !found(&raw), "{key} is in {}", file.display());
+        }
+    }
+    Ok(())
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() { collect(&entry.path(), files)? } else { files.push(entry.path()) }
+    }
+    Ok(())
+}
+
+fn second_issuer(strict: &mut Strict) -> Result<()> {
+    let issuer = strict.desk.key("issuer-b")?;
+    let changes = ["--add-issuer", &issuer, "--add-cluster", "west=10.2.0.0/16"];
+    let files = strict.propose("issuer", &changes, &["root-2", "root-3"])?;
+    let one = format!("{:#}", strict.mesh.admin(&["policy", "import", &files[0]]).unwrap_err());
+    ensure!(one.contains("1 of 2"), "one signature of two was enough: {one}");
+    strict.mesh.admin(&["policy", "import", &files[0], &files[1]])?;
+
+    // Each issuer in its own clusters only.
+    let foreign = format!("{:#}", strict.token("west", "issuer-a", "1").unwrap_err());
+    ensure!(foreign.contains("cluster west is of issuer"), "{foreign}");
+    let mut node = strict.mesh.bare_node("w1")?;
+    node.join_with(&strict.token("west", "issuer-b", "1")?, &["--node-name", "w1", "--no-wait"])?;
+    run_waiting(&mut node)?;
+    strict.mesh.nodes.push(node);
+    strict.wait_pending(1)?;
+    let wrong = format!("{:#}", strict.sign_grants("issuer-a", "wrong").unwrap_err());
+    ensure!(wrong.contains("nothing to sign"), "{wrong}");
+    strict.grant("issuer-b")?;
+    strict.mesh.node_mut("w1").daemon.as_mut().context("no daemon")?.wait_ready()?;
+    strict.mesh.wait_settled()
+}
+
+fn root_is_rotated(strict: &mut Strict) -> Result<()> {
+    let new = strict.desk.key("root-4")?;
+    let shown: Value = serde_json::from_str(&strict.desk.run(&["--json", "signer", "show", &strict.desk.path("root-3")])?)?;
+    let old = shown["id"].as_str().context("no id")?.to_owned();
+    let before = strict.policy_version("n1")?;
+    strict.change_policy("rotate", &["--add-root", &new, "--remove-root", &old], &["root-1", "root-2"])?;
+    for node in ["n1", "n2", "w1"] {
+        wait::until(&format!("{node} follows"), SETTLE, || {
+            ensure!(strict.policy_version(node)? == before + 1, "it does not");
+            Ok(())
+        })?;
+    }
+    // The old root counts no more, the new one does, and who restarts knows it.
+    let files = strict.propose("after", &["--exposure", "6d"], &["root-1", "root-4"])?;
+    let old_root = strict.propose("old", &["--exposure", "6d"], &["root-3"]).unwrap_err();
+    ensure!(format!("{old_root:#}").contains("not a root"), "{old_root:#}");
+    strict.mesh.admin(&["policy", "import", &files[0], &files[1]])?;
+    strict.mesh.node_mut("n2").kill9()?;
+    strict.mesh.node_mut("n2").start()?;
+    wait::until("n2 follows after a restart", SETTLE, || {
+        ensure!(strict.policy_version("n2")? == before + 2, "it does not");
+        Ok(())
+    })?;
+    let (one, two) = (strict.mesh.pod("n1", "b")?, strict.mesh.pod("n2", "b")?);
+    wait::until("pods reach each other after the rotation", SETTLE, || {
+        ensure!(!ping(&one.netns()?, two.v4(), 2, new_marker())?.times.is_empty(), "no answer");
+        Ok(())
+    })
+}
+
+fn removed_issuer_is_refused(strict: &mut Strict) -> Result<()> {
+    let node = strict.mesh.bare_node("w2")?;
+    node.join_with(&strict.token("west", "issuer-b", "1")?, &["--node-name", "w2", "--no-wait"])?;
+    strict.wait_pending(1)?;
+    let signed = strict.sign_grants("issuer-b", "late")?;
+    let shown: Value = serde_json::from_str(&strict.desk.run(&["--json", "signer", "show", &strict.desk.path("issuer-b")])?)?;
+    let id = shown["id"].as_str().context("no id")?.to_owned();
+    let files = strict.propose("remove", &["--remove-issuer", &id], &["root-1", "root-2"])?;
+    let careful = format!("{:#}", strict.mesh.admin(&["policy", "import", &files[0], &files[1]]).unwrap_err());
+    ensure!(careful.contains("w1") && careful.contains("--drop-nodes"), "{careful}");
+    strict.mesh.admin(&["policy", "import", &files[0], &files[1], "--drop-nodes"])?;
+    let refused = format!("{:#}", strict.mesh.admin(&["grant", "import", &signed]).unwrap_err());
+    ensure!(refused.contains("was removed by trust policy"), "refused for another reason: {refused}");
+    wait::until("n1 has let go of the removed issuer's node", Duration::from_secs(10), || {
+        let peers = strict.mesh.node("n1").ctl_json(&["peers"])?.to_string();
+        ensure!(!peers.contains("w1"), "{peers}");
+        Ok(())
+    })
+}
