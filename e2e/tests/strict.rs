@@ -71,7 +71,8 @@ impl Strict {
         let mut mesh = Mesh::bare(name)?;
         let dir = mesh.keyserver_directory().display().to_string();
         let address = format!("{}:7443", mesh.keyserver_node().v4());
-        let mut init = vec!["init", "--dir", &dir, "--strict", "--name", "lab", "--address", &address, "--threshold", "2"];
+        let mut init =
+            vec!["init", "--dir", &dir, "--strict", "--name", "lab", "--address", &address, "--threshold", "2"];
         roots.iter().for_each(|root| init.extend(["--root", root]));
         init.extend(["--issuer", &issuer]);
         mesh.keyserver_node().output(binary("keyserver")?, &init)?;
@@ -236,7 +237,8 @@ fn no_key_that_grants_is_here(strict: &Strict) -> Result<()> {
     ensure!(files.len() >= 4, "only {names:?}");
     for key in ["root-1", "root-2", "root-3", "issuer-a"] {
         let text = fs::read_to_string(strict.desk.path(key))?.trim().to_owned();
-        let raw: Vec<u8> = (0..32).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16)).collect::<Result<_, _>>()?;
+        let raw: Vec<u8> =
+            (0..32).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16)).collect::<Result<_, _>>()?;
         for file in &files {
             let bytes = fs::read(file)?;
             let found = |needle: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
@@ -279,7 +281,8 @@ fn second_issuer(strict: &mut Strict) -> Result<()> {
 
 fn root_is_rotated(strict: &mut Strict) -> Result<()> {
     let new = strict.desk.key("root-4")?;
-    let shown: Value = serde_json::from_str(&strict.desk.run(&["--json", "signer", "show", &strict.desk.path("root-3")])?)?;
+    let shown: Value =
+        serde_json::from_str(&strict.desk.run(&["--json", "signer", "show", &strict.desk.path("root-3")])?)?;
     let old = shown["id"].as_str().context("no id")?.to_owned();
     let before = strict.policy_version("n1")?;
     strict.change_policy("rotate", &["--add-root", &new, "--remove-root", &old], &["root-1", "root-2"])?;
@@ -312,7 +315,8 @@ fn removed_issuer_is_refused(strict: &mut Strict) -> Result<()> {
     node.join_with(&strict.token("west", "issuer-b", "1")?, &["--node-name", "w2", "--no-wait"])?;
     strict.wait_pending(1)?;
     let signed = strict.sign_grants("issuer-b", "late")?;
-    let shown: Value = serde_json::from_str(&strict.desk.run(&["--json", "signer", "show", &strict.desk.path("issuer-b")])?)?;
+    let shown: Value =
+        serde_json::from_str(&strict.desk.run(&["--json", "signer", "show", &strict.desk.path("issuer-b")])?)?;
     let id = shown["id"].as_str().context("no id")?.to_owned();
     let files = strict.propose("remove", &["--remove-issuer", &id], &["root-1", "root-2"])?;
     let careful = format!("{:#}", strict.mesh.admin(&["policy", "import", &files[0], &files[1]]).unwrap_err());

@@ -50,7 +50,9 @@ pub(crate) enum NoMesh {
     #[error("there is no mesh in {0}: make one with 'keyserver init', or set 'dir' in the configuration")]
     Nothing(PathBuf),
     /// A first policy that nobody has signed yet.
-    #[error("the mesh in {0} is begun and not made: have its first trust policy signed, then 'keyserver init --signed'")]
+    #[error(
+        "the mesh in {0} is begun and not made: have its first trust policy signed, then 'keyserver init --signed'"
+    )]
     Unfinished(PathBuf),
     /// Keys without a store.
     #[error("store {0} is missing: restore a copy, then run 'keyserver resume'")]

@@ -164,8 +164,7 @@ fn first_policy(new: &NewMesh, keys: &Keys) -> anyhow::Result<TrustPolicy> {
         (None, Some(root), Some(issuer)) => (vec![root], 1, vec![issuer]),
         _ => bail!("a new mesh has a root and an issuer"),
     };
-    let issuer =
-        |key| Issuer { key, clusters: Vec::new(), tags: Vec::new(), longest_grant: LONGEST_GRANT.as_secs() };
+    let issuer = |key| Issuer { key, clusters: Vec::new(), tags: Vec::new(), longest_grant: LONGEST_GRANT.as_secs() };
     Ok(TrustPolicy {
         version: 1,
         previous: None,

@@ -65,7 +65,9 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Init { dir, signed, json, .. } if !signed.is_empty() => {
             print_made(&init::finish(&dir, &signed).context("make a mesh")?, json)
         }
-        Command::Init { dir, name, address, mesh_cidr, exposure, pq, json, strict, roots, threshold, issuers, .. } => {
+        Command::Init {
+            dir, name, address, mesh_cidr, exposure, pq, json, strict, roots, threshold, issuers, ..
+        } => {
             let (Some(name), Some(address)) = (name, address) else {
                 anyhow::bail!("--name and --address are needed");
             };
@@ -108,8 +110,15 @@ fn print_made(made: &init::Made, json: bool) -> anyhow::Result<()> {
     let (config, keys) = (made.config.display(), made.keys.display());
     let Some(mesh) = made.mesh else {
         let proposal = made.proposal.as_deref().unwrap_or(Path::new("?")).display();
-        writeln!(out, "mesh {} is begun: its first trust policy waits for its roots in\n  {proposal}\n\nNext:", made.name)?;
-        writeln!(out, "  meshctl policy sign {proposal} --signer ROOT-KEY --out SIGNED   (each root, where its key is)")?;
+        writeln!(
+            out,
+            "mesh {} is begun: its first trust policy waits for its roots in\n  {proposal}\n\nNext:",
+            made.name
+        )?;
+        writeln!(
+            out,
+            "  meshctl policy sign {proposal} --signer ROOT-KEY --out SIGNED   (each root, where its key is)"
+        )?;
         return Ok(writeln!(out, "  keyserver init --dir {} --signed SIGNED", made.keys.with_file_name("").display())?);
     };
     writeln!(out, "mesh {} is made, its id is {mesh}\n", made.name)?;

@@ -87,7 +87,9 @@ impl Remembered {
         });
         let path = path.map(Path::to_owned).or(beside_key);
         if path.is_none() {
-            output::note("no --memory FILE: what this key signed before is not known, so a stolen keyserver can repeat it");
+            output::note(
+                "no --memory FILE: what this key signed before is not known, so a stolen keyserver can repeat it",
+            );
         }
         let held = path.as_deref().map(load).transpose()?.flatten();
         let mut memory = match held {

@@ -167,12 +167,7 @@ impl Envelope {
     ///
     /// # Errors
     /// [`EnvelopeError::BadSignature`] if it does not match, [`EnvelopeError::TooLarge`] if there are too many.
-    pub fn with_signature_of(
-        self,
-        mesh: MeshId,
-        key: &VerifyKey,
-        signature: [u8; 64],
-    ) -> Result<Self, EnvelopeError> {
+    pub fn with_signature_of(self, mesh: MeshId, key: &VerifyKey, signature: [u8; 64]) -> Result<Self, EnvelopeError> {
         let id = key.id();
         key.verify(&self.signed_bytes(mesh), &signature).map_err(|_| EnvelopeError::BadSignature(id))?;
         self.with(Signature { key: id, signature }).small_enough()

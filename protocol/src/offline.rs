@@ -217,7 +217,9 @@ pub enum MemoryError {
         got: MeshId,
     },
     /// An older policy, or another one of the same version.
-    #[error("the file shows trust policy {got}, policy {held} was seen before and is not in it: is the keyserver's store old?")]
+    #[error(
+        "the file shows trust policy {got}, policy {held} was seen before and is not in it: is the keyserver's store old?"
+    )]
     OlderPolicy {
         /// Remembered.
         held: u64,

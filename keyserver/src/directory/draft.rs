@@ -34,7 +34,9 @@ impl Directory {
         // What it had it keeps its place for; anything new comes behind everybody else.
         let had = |held: &NodeGrant| {
             let held_prefixes: Vec<IpNet> = held.prefixes().collect();
-            held.name == claim.name && pod_cidrs.iter().all(|cidr| held_prefixes.contains(cidr)) && held.mesh_v4 == mesh_v4
+            held.name == claim.name
+                && pod_cidrs.iter().all(|cidr| held_prefixes.contains(cidr))
+                && held.mesh_v4 == mesh_v4
         };
         let serial = held.filter(|held| had(held)).map_or(self.history.serial + 1, |held| held.serial);
         let issued = unix_now();
@@ -71,7 +73,8 @@ impl Directory {
             )),
             _ => match self.reservations.named(name, node) {
                 Some(waiting) => {
-                    let message = format!("name {name} is kept for node {}, which waits for its grant", waiting.short());
+                    let message =
+                        format!("name {name} is kept for node {}, which waits for its grant", waiting.short());
                     Err(refusal(RefusalCode::Taken, message))
                 }
                 None => Ok(()),

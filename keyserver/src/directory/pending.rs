@@ -78,7 +78,9 @@ impl Directory {
     fn is_voided(&self, request: &GrantRequest) -> Result<bool, Refusal> {
         let Some(token) = token_of(request) else { return Ok(false) };
         let entry = self.get(&layout::token(token))?;
-        Ok(entry.and_then(|entry| cbor::from_slice::<StoredToken>(&entry.value).ok()).is_some_and(|token| token.revoked))
+        Ok(entry
+            .and_then(|entry| cbor::from_slice::<StoredToken>(&entry.value).ok())
+            .is_some_and(|token| token.revoked))
     }
 
     /// Takes signed grants, each by itself: what is wrong with one does not hold up the others.
@@ -140,9 +142,8 @@ impl Directory {
         let start = text.to_ascii_lowercase();
         let hex = start.len() >= 8 && start.bytes().all(|byte| byte.is_ascii_hexdigit());
         let waiting = self.reservations.by_serial().into_iter().map(|request| &request.grant);
-        let matching = waiting.filter(|grant| {
-            grant.name.as_str() == text || (hex && grant.node.to_string().starts_with(&start))
-        });
+        let matching =
+            waiting.filter(|grant| grant.name.as_str() == text || (hex && grant.node.to_string().starts_with(&start)));
         let found: Vec<NodeId> = matching.map(|grant| grant.node).collect();
         match found.as_slice() {
             [node] => Ok(*node),

@@ -19,7 +19,8 @@ impl Directory {
     /// Signs the policy after the newest one, with what `amend` changes.
     pub(super) fn amend_policy(&mut self, amend: impl FnOnce(&mut TrustPolicy)) -> Result<(), Refusal> {
         let held = self.view().policy();
-        let root = self.keys.root.as_ref().filter(|root| held.threshold == 1 && held.roots.contains(&root.verify_key()));
+        let root =
+            self.keys.root.as_ref().filter(|root| held.threshold == 1 && held.roots.contains(&root.verify_key()));
         let root = root.ok_or_else(|| {
             let message = "the policy is not signed on this machine: change it with 'meshctl policy propose', have its \
                            roots sign that, and 'meshctl policy import' it";
@@ -55,8 +56,12 @@ impl Directory {
         if signed < needed && policy.version > self.view().policy().version {
             return Ok(reply(false, 0));
         }
-        if policy.version > self.view().policy().version && !policy.keyservers.contains(&self.keys.transport.verify_key()) {
-            return Err(bad("it does not name the key of this keyserver: nodes would not believe it any more".to_owned()));
+        if policy.version > self.view().policy().version
+            && !policy.keyservers.contains(&self.keys.transport.verify_key())
+        {
+            return Err(bad(
+                "it does not name the key of this keyserver: nodes would not believe it any more".to_owned()
+            ));
         }
         let out = self.would_drop(&file.proposal)?;
         if !out.is_empty() && !drop_nodes {
@@ -103,9 +108,7 @@ impl Directory {
         let roots: Vec<_> = policy.roots.clone();
         let issuers: Vec<_> = policy.issuers.iter().map(|issuer| issuer.key).collect();
         let mut retired = Vec::new();
-        for (name, key, named) in
-            [("root", &mut self.keys.root, &roots), ("issuer", &mut self.keys.issuer, &issuers)]
-        {
+        for (name, key, named) in [("root", &mut self.keys.root, &roots), ("issuer", &mut self.keys.issuer, &issuers)] {
             if key.as_ref().is_some_and(|key| !named.contains(&key.verify_key())) {
                 *key = None;
                 retired.push(name);

@@ -90,7 +90,8 @@ impl Directory {
         operations.push(Operation::Put(layout::reservation(node), cbor::to_vec(&request)));
         operations.push(Operation::Put(layout::SERIAL_FLOOR.to_vec(), serial.to_be_bytes().to_vec()));
         // A claim with another token before this one gives that use back.
-        let before = self.reservations.get(node).and_then(token_of).filter(|before| Some(*before) != token_of(&request));
+        let before =
+            self.reservations.get(node).and_then(token_of).filter(|before| Some(*before) != token_of(&request));
         if let Some(before) = before {
             operations.extend(self.give_back(before, node)?);
         }

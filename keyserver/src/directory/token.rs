@@ -82,9 +82,10 @@ impl Directory {
             Some(entry) => {
                 let token: StoredToken = cbor::from_slice(&entry.value)
                     .map_err(|error| refusal(RefusalCode::Unavailable, error.to_string()))?;
-                let limits = self.view().token_limits(&token.limits).map_err(|error| {
-                    token_refused(&format!("no issuer of today stands for it ({error})"))
-                })?;
+                let limits = self
+                    .view()
+                    .token_limits(&token.limits)
+                    .map_err(|error| token_refused(&format!("no issuer of today stands for it ({error})")))?;
                 KnownToken { token, limits, revision: entry.mod_revision }
             }
             None => match limits.map(|limits| (limits, self.view().token_limits(limits))) {

@@ -21,7 +21,8 @@ async fn kill_9_in_a_loop_keeps_every_acknowledged_grant() {
             for number in 0.. {
                 let mut node = Node::new(&format!("r{round}n{number}"));
                 // The connection breaks when the keyserver dies: what was granted by then counts.
-                let Some(stream) = crate::client::connect(&node.key, mesh_protocol::control::ALPN_JOIN, address, Transport::Tls).await
+                let Some(stream) =
+                    crate::client::connect(&node.key, mesh_protocol::control::ALPN_JOIN, address, Transport::Tls).await
                 else {
                     return granted;
                 };

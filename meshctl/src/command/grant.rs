@@ -202,7 +202,10 @@ fn sign(args: &Sign, context: &Context) -> anyhow::Result<()> {
     let shown = requests_table(&good, &view);
     output::note_lines(&shown);
     let count = output::plural(good.len(), "grant", "grants");
-    files::confirm(&format!("Sign {count} in mesh {} with key {}?", view.policy().name, signer.public().id().short()), args.yes)?;
+    files::confirm(
+        &format!("Sign {count} in mesh {} with key {}?", view.policy().name, signer.public().id().short()),
+        args.yes,
+    )?;
     let mut grants = Vec::new();
     for request in good {
         grants.push(signer.sign(view.mesh(), Envelope::unsigned(&request.grant))?);
@@ -262,7 +265,8 @@ fn judge<'a>(
 }
 
 fn requests_table(requests: &[&GrantRequest], view: &View) -> String {
-    let mut table = Table::new(["NAME", "NODE", "CLUSTER", "FOR", "PREFIXES", "TAGS", "PQ", "EXPIRES", "TOKEN", "USES"]);
+    let mut table =
+        Table::new(["NAME", "NODE", "CLUSTER", "FOR", "PREFIXES", "TAGS", "PQ", "EXPIRES", "TOKEN", "USES"]);
     for GrantRequest { grant, reason, .. } in requests {
         let (what, token, uses) = match reason {
             GrantReason::Join { limits, .. } => {

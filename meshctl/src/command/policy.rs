@@ -188,7 +188,10 @@ fn show(args: &Show, context: &Context) -> anyhow::Result<()> {
 
 fn policy_text(policy: &TrustPolicy) -> String {
     let mut table = Table::fields();
-    table.field("policy", format!("version {}, {} of {} roots sign the next", policy.version, policy.threshold, policy.roots.len()));
+    table.field(
+        "policy",
+        format!("version {}, {} of {} roots sign the next", policy.version, policy.threshold, policy.roots.len()),
+    );
     for key in &policy.roots {
         table.field("root", format!("{} {key}", key.id().short()));
     }
@@ -252,7 +255,12 @@ fn sign(args: &Sign, context: &Context) -> anyhow::Result<()> {
     }
     let changes = change::differences(held, &policy);
     let (version, needed) = (policy.version, usize::from(held.threshold));
-    output::note_lines(&format!("policy {version} of mesh {} ({})\n  {}\n", held.name, view.mesh(), changes.join("\n  ")));
+    output::note_lines(&format!(
+        "policy {version} of mesh {} ({})\n  {}\n",
+        held.name,
+        view.mesh(),
+        changes.join("\n  ")
+    ));
     files::confirm(&format!("Sign it with root {}?", signer.public().id().short()), args.yes)?;
     let proposal = signer.sign(view.mesh(), file.proposal)?;
     let signed = proposal.signers().filter(|id| held.roots.iter().any(|root| root.id() == *id)).count();
@@ -272,7 +280,11 @@ fn sign_first(
         bail!("key {} is not a root of the proposed policy", signer.public().id().short());
     }
     let mesh = MeshId(file.proposal.hash(NO_MESH).0);
-    output::note_lines(&format!("first policy of mesh {}, whose id will be {mesh}\n{}", policy.name, policy_text(policy)));
+    output::note_lines(&format!(
+        "first policy of mesh {}, whose id will be {mesh}\n{}",
+        policy.name,
+        policy_text(policy)
+    ));
     files::confirm(&format!("Sign it with root {}?", signer.public().id().short()), args.yes)?;
     let proposal = signer.sign(NO_MESH, file.proposal)?;
     let signed = proposal.signers().filter(|id| policy.roots.iter().any(|root| root.id() == *id)).count();
@@ -292,8 +304,7 @@ fn finish(
     if args.out == std::path::Path::new("-") {
         return Ok(());
     }
-    let value =
-        serde_json::json!({ "version": version, "changes": changes, "signed": signed, "needed": needed });
+    let value = serde_json::json!({ "version": version, "changes": changes, "signed": signed, "needed": needed });
     context.show(&value, || format!("policy {version}: signed by {signed} roots, {needed} needed"))
 }
 

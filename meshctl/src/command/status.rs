@@ -158,7 +158,9 @@ fn keyserver_text(status: &KeyserverStatus) -> String {
     let trust = match status.trust.as_str() {
         "easy-with-root" => "easy, with the root key on this machine: who takes it owns the mesh",
         "easy" => "easy: who takes this machine can add nodes",
-        "strict" if status.revokes => "strict: who takes this machine can withhold news and cut nodes off, nothing more",
+        "strict" if status.revokes => {
+            "strict: who takes this machine can withhold news and cut nodes off, nothing more"
+        }
         "strict" => "strict: who takes this machine can withhold news, nothing more",
         other => other,
     };
@@ -167,7 +169,10 @@ fn keyserver_text(status: &KeyserverStatus) -> String {
     table.field("trust", trust);
     table.field("nodes", format!("{} of {} connected", status.connected, status.nodes));
     if status.pending > 0 {
-        table.field("waiting", format!("{}: see meshctl grant list-pending", output::plural(status.pending as usize, "node", "nodes")));
+        table.field(
+            "waiting",
+            format!("{}: see meshctl grant list-pending", output::plural(status.pending as usize, "node", "nodes")),
+        );
     }
     table.field("directory", format!("revision {revision} of history {epoch}"));
     table.field("policy", format!("version {}", status.policy_version));

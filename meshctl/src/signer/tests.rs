@@ -63,7 +63,9 @@ fn a_wrong_signature_is_noticed() {
     let folder = tempfile::tempdir().unwrap();
     let key = make_key_file(&folder.path().join("key")).unwrap().verify_key();
     let wrong = format!("{}==", "A".repeat(86));
-    let body = format!("case $line in *public-key*) echo '{{\"public_key\":\"{key}\"}}';; *) echo '{{\"signature\":\"{wrong}\"}}';; esac");
+    let body = format!(
+        "case $line in *public-key*) echo '{{\"public_key\":\"{key}\"}}';; *) echo '{{\"signature\":\"{wrong}\"}}';; esac"
+    );
     let signer = Signer::open(&format!("exec:{}", program(folder.path(), "wrong", &body))).unwrap();
     let envelope: Envelope = Envelope::unsigned(&mesh_protocol::record::Revocation {
         number: 1,

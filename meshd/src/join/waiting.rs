@@ -65,7 +65,8 @@ pub(super) fn load(state: &StateDir) -> Result<Option<(Wish, u64)>, StateError> 
     let Some(bytes) = state.read(WAITING, LABEL, LIMIT, FIX)? else { return Ok(None) };
     let damaged = |reason: String| state.damaged(WAITING, reason, FIX);
     let file: OnDisk = cbor::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
-    let token: JoinToken = file.token.parse().map_err(|error: mesh_protocol::token::TokenError| damaged(error.to_string()))?;
+    let token: JoinToken =
+        file.token.parse().map_err(|error: mesh_protocol::token::TokenError| damaged(error.to_string()))?;
     Ok(Some((Wish { token, name: file.name.clone(), pod_cidrs: file.pod_cidrs.clone() }, file.until)))
 }
 

@@ -106,8 +106,7 @@ impl View {
     }
 
     fn check_claim(&self, claim: &JoinClaim, limits: &TokenLimits, grant: &NodeGrant) -> Result<(), RequestError> {
-        let differs =
-            |reason: &str| Err(RequestError::Differs { name: grant.name.clone(), reason: reason.to_owned() });
+        let differs = |reason: &str| Err(RequestError::Differs { name: grant.name.clone(), reason: reason.to_owned() });
         if claim.mesh != self.mesh || claim.token != limits.id() {
             return differs("it was made for another mesh or token");
         }

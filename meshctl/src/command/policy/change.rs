@@ -190,7 +190,8 @@ fn change_keys(role: &str, held: &mut Vec<VerifyKey>, add: &[VerifyKey], remove:
 /// A key by itself, by its id, or by the start of its id.
 fn find(role: &str, keys: impl Iterator<Item = VerifyKey>, text: &str) -> anyhow::Result<VerifyKey> {
     let start = text.to_ascii_lowercase();
-    let matches = |key: &VerifyKey| key.to_string() == text || (start.len() >= 8 && key.id().to_string().starts_with(&start));
+    let matches =
+        |key: &VerifyKey| key.to_string() == text || (start.len() >= 8 && key.id().to_string().starts_with(&start));
     let found: Vec<VerifyKey> = keys.filter(matches).collect();
     match found.as_slice() {
         [key] => Ok(*key),
@@ -243,9 +244,15 @@ fn issuer_words(old: Option<&Issuer>, new: &Issuer, words: &mut Vec<String>) {
         words.push(format!("issuer {short} grants in cluster {} {pools}", scope.cluster));
     }
     for scope in old_clusters.iter().filter(|scope| !new.clusters.contains(scope)) {
-        words.push(format!("issuer {short} grants no more in cluster {} {}", scope.cluster, output::list(&scope.pools)));
+        words.push(format!(
+            "issuer {short} grants no more in cluster {} {}",
+            scope.cluster,
+            output::list(&scope.pools)
+        ));
     }
-    words.extend(new.tags.iter().filter(|tag| !old_tags.contains(tag)).map(|tag| format!("issuer {short} gives tag {tag}")));
+    words.extend(
+        new.tags.iter().filter(|tag| !old_tags.contains(tag)).map(|tag| format!("issuer {short} gives tag {tag}")),
+    );
     let gone = old_tags.iter().filter(|tag| !new.tags.contains(tag));
     words.extend(gone.map(|tag| format!("issuer {short} gives tag {tag} no more")));
     if old.is_none_or(|old| old.longest_grant != new.longest_grant) {
