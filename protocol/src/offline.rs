@@ -128,6 +128,7 @@ pub struct GrantRequest {
 }
 
 /// What stands behind a request.
+#[expect(clippy::large_enum_variant, reason = "almost every one is a Join")]
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum GrantReason {
     /// A node asks to enrol.
