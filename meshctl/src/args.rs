@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand};
 use mesh_protocol::{admin, local};
 
 use crate::command::{
-    Context, audit, cluster, completion, down, grant, keys, man, node, peers, ping, policy, routes, signer, status, token,
+    Context, audit, cluster, completion, down, grant, keys, man, node, peers, ping, policy, routes, signer, status,
+    token,
 };
 
 const LONG_ABOUT: &str = "\

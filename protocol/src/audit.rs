@@ -30,7 +30,7 @@ pub struct AuditEntry {
     /// Who: `uid 0 (root) pid 17` at the admin socket, `node NAME`, `token ID`, or `keyserver`.
     pub actor: String,
     /// What, in kebab-case: `join`, `renew`, `restore`, `revoke`, `rotate`, `rotate-request`, `policy`, `token-create`,
-    /// `token-revoke`, `evidence`.
+    /// `token-revoke`, `evidence`, `join-pending`, `join-reject`, `join-expire`.
     pub action: String,
     /// To whom: a node, a token, a policy.
     pub subject: String,

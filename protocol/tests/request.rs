@@ -97,7 +97,8 @@ fn a_grant_that_would_push_a_member_out_is_not_signed() {
 fn a_renewal_gives_time_and_nothing_else() {
     let view = view();
     let held = grant(1);
-    let renewed = NodeGrant { generation: held.generation + 1, issued: NOW + 60, expires: NOW + 86_400, ..held.clone() };
+    let renewed =
+        NodeGrant { generation: held.generation + 1, issued: NOW + 60, expires: NOW + 86_400, ..held.clone() };
     let request = |grant: NodeGrant| GrantRequest {
         grant,
         reason: GrantReason::Renewal { held: seal_grant(&held) },
@@ -155,9 +156,8 @@ fn a_proposal_gathers_signatures_made_elsewhere() {
     let next = TrustPolicy { version: 2, ..policy_1() };
     let unsigned = Envelope::unsigned(&next);
     let message = unsigned.signed_bytes(mesh());
-    let by = |key: &SigningKey| {
-        unsigned.clone().with_signature_of(mesh(), &key.verify_key(), key.sign(&message)).unwrap()
-    };
+    let by =
+        |key: &SigningKey| unsigned.clone().with_signature_of(mesh(), &key.verify_key(), key.sign(&message)).unwrap();
     let both = by(&root()).merged(&by(&issuer())).unwrap();
     both.verify(mesh(), &[root().verify_key(), issuer_key()], 2).unwrap();
     assert!(unsigned.clone().with_signature_of(mesh(), &issuer_key(), root().sign(&message)).is_err());
@@ -168,7 +168,8 @@ fn a_proposal_gathers_signatures_made_elsewhere() {
 #[test]
 fn a_file_survives_a_mail_and_damage_is_noticed() {
     let policies = vec![sealed_policy_1()];
-    let mesh = MeshFile { mesh: mesh(), policies, checkpoint: Some(token().checkpoint), keyservers: vec!["a:1".into()] };
+    let mesh =
+        MeshFile { mesh: mesh(), policies, checkpoint: Some(token().checkpoint), keyservers: vec!["a:1".into()] };
     let file = GrantRequests { mesh, requests: vec![join()] };
     let text = file.to_text();
     assert_eq!(GrantRequests::from_text(&text).unwrap(), file);

@@ -15,6 +15,7 @@ use mesh_protocol::audit::{AuditEntry, AuditHead, cut, line_hash};
 use mesh_protocol::control::{Refusal, RefusalCode};
 use mesh_protocol::envelope::{Envelope, Kind};
 use mesh_protocol::id::{Hash, NodeId};
+use mesh_protocol::offline::GrantRequest;
 use mesh_protocol::record::{NodeGrant, NodeRecord, Revocation, TrustPolicy};
 use mesh_protocol::{cbor, token::TokenLimits};
 use tracing::{info, warn};
@@ -215,6 +216,9 @@ impl Directory {
 
     /// What a transaction without an object means: tokens and evidence.
     pub(super) fn deeds_of(&self, txn: &Txn) -> Vec<Deed> {
+        if let Some(deed) = txn.then.iter().find_map(|operation| self.deed_of_waiting(operation, &txn.then)) {
+            return vec![deed];
+        }
         let deed = |operation: &Operation| {
             let Operation::Put(key, value) = operation else { return None };
             if key.starts_with(layout::EVIDENCE) {
@@ -229,6 +233,27 @@ impl Directory {
             Some(self.deed(action, format!("token {}", limits.id().short()), detail, None))
         };
         txn.then.iter().filter_map(deed).collect()
+    }
+
+    /// A node that begins to wait for an issuer elsewhere, or that does no more without having got in.
+    fn deed_of_waiting(&self, operation: &Operation, all: &[Operation]) -> Option<Deed> {
+        let (action, request) = match operation {
+            Operation::Put(key, value) if key.starts_with(layout::RESERVATIONS) => {
+                ("join-pending", cbor::from_slice::<GrantRequest>(value).ok()?)
+            }
+            Operation::Delete(key) => {
+                let node = key.strip_prefix(layout::RESERVATIONS)?.try_into().ok()?;
+                let rejects =
+                    |other: &Operation| matches!(other, Operation::Put(_, value) if value == layout::REJECTED);
+                let action = if all.iter().any(rejects) { "join-reject" } else { "join-expire" };
+                (action, self.reservations.get(NodeId(node))?.clone())
+            }
+            Operation::Put(..) => return None,
+        };
+        let grant = &request.grant;
+        let detail = format!("id {} cluster {} serial {}", grant.node.short(), grant.cluster, grant.serial);
+        let token = all.iter().find_map(used_token).map(|token| format!("token {token}"));
+        Some(self.deed(action, format!("node {}", grant.name), detail, token))
     }
 
     /// Where the log ends, signed.

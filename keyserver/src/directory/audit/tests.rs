@@ -33,6 +33,7 @@ fn mesh() -> (tempfile::TempDir, PathBuf) {
         mesh_cidr: "100.96.0.0/16".parse().unwrap(),
         exposure: std::time::Duration::from_secs(7 * 86_400),
         pq: PostQuantum::Off,
+        elsewhere: None,
     };
     init(&new).unwrap();
     (folder, dir)
