@@ -109,7 +109,7 @@ fn a_renewal_gives_time_and_nothing_else() {
         NodeGrant { generation: held.generation, ..renewed.clone() },
         NodeGrant { serial: held.serial - 1, ..renewed.clone() },
         NodeGrant { name: name("n9"), ..renewed.clone() },
-        NodeGrant { tags: vec![name("db")], ..renewed.clone() },
+        NodeGrant { tags: Vec::new(), ..renewed.clone() },
         NodeGrant { pod_cidrs: vec!["10.1.0.0/16".parse().unwrap()], ..renewed.clone() },
     ] {
         assert!(view.check_request(&request(wrong.clone()), NOW).is_err(), "{wrong:?}");

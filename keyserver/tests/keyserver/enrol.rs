@@ -192,3 +192,55 @@ async fn an_exhausted_pool_is_named() {
     assert_eq!(refused.code, RefusalCode::Exhausted);
     assert!(refused.message.contains("10.1.0.0/16"), "{refused}");
 }
+
+#[tokio::test]
+async fn a_prober_hears_nothing_of_the_mesh_and_is_slowed_down() {
+    let server = Server::start();
+    let token = server.token(5);
+    for transport in [Transport::Quic, Transport::Tls] {
+        // Any Ed25519 key gets a connection; what it says first decides.
+        let node = Node::new("prober");
+        let mut stream = connect(&node.key, ALPN_JOIN, server.address, transport).await.unwrap();
+        let claim = node.claim(&token, &[]);
+        let signature = claim.sign(&token.secret, &stream.exporter);
+        stream.send(&JoinRequest::Enrol { claim, signature }).await;
+        assert_eq!(refused_first(&mut stream).await.code, RefusalCode::BadMessage);
+    }
+    let known = show(&server, token.id(), [7; 64], None).await;
+    let unknown = show(&server, mesh_protocol::id::TokenId(random()), [7; 64], None).await;
+    assert_eq!(known, unknown, "a token that exists looks like one that does not");
+    assert_eq!(known.code, RefusalCode::Token);
+    let others =
+        TokenLimits { key: SigningKey::from_seed(random()).verify_key(), ..token.limits.unverified().unwrap() };
+    let others = Envelope::seal(token.mesh, &others, &[&SigningKey::from_seed(random())]);
+    let mut last = show(&server, token.id(), [7; 64], Some(others)).await;
+    for _ in 0..40 {
+        if last.code == RefusalCode::Busy {
+            break;
+        }
+        last = show(&server, mesh_protocol::id::TokenId(random()), [7; 64], None).await;
+    }
+    assert_eq!(last.code, RefusalCode::Busy, "{last}");
+    let text = format!("{known} {last}");
+    assert!(!text.contains("east") && !text.contains(&token.mesh.to_string()), "{text}");
+    assert_eq!(server.tokens()[0].used, 0);
+}
+
+async fn show(
+    server: &Server,
+    token: mesh_protocol::id::TokenId,
+    signature: [u8; 64],
+    limits: Option<Envelope>,
+) -> mesh_protocol::control::Refusal {
+    let node = Node::new("prober");
+    let mut stream = connect(&node.key, ALPN_JOIN, server.address, Transport::Tls).await.unwrap();
+    stream.send(&JoinRequest::Show { token, signature, limits }).await;
+    refused_first(&mut stream).await
+}
+
+async fn refused_first(stream: &mut Stream) -> mesh_protocol::control::Refusal {
+    match stream.next().await.unwrap() {
+        JoinReply::Refused { refusal } => refusal,
+        other => panic!("{other:?}"),
+    }
+}

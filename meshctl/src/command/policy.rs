@@ -42,7 +42,7 @@ KEY is a public key (meshctl signer show); to remove one, the start of its id wi
 out whose grant it signed.
 
 Examples:
-  meshctl policy propose --add-issuer KX8XuTxhe9UopX5wJaD2yYbE5dMNRhXIXVWl0+5HXqo= --add-cluster west=10.2.0.0/16 --out next.txt
+  meshctl policy propose --add-issuer 11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo= --add-cluster west=10.2.0.0/16 --out next.txt
   meshctl policy propose --remove-root 3f9a12bc --threshold 2 --out next.txt
 
 JSON: {\"version\", \"changes\": [text]}";
