@@ -33,7 +33,8 @@ pub fn markdown(results: &Results) -> String {
         let rounds = results.samples.iter().map(|sample| sample.round + 1).max().unwrap_or_default();
         let foreign: Vec<f64> = names.iter().flat_map(|name| foreign(results, name, link)).collect();
         let busy = median(&foreign).map_or_else(String::new, |cores| format!("; others kept {cores:.2} cores busy"));
-        let _ = writeln!(text, "\nLink `{link}`, medians of {rounds} rounds{busy}:\n");
+        let rounds = if rounds == 1 { "one round".to_owned() } else { format!("medians of {rounds} rounds") };
+        let _ = writeln!(text, "\nLink `{link}`, {rounds}{busy}:\n");
         let _ = writeln!(text, "| | {} | mesh : best rival |", names.join(" | "));
         let _ = writeln!(text, "| --- |{}", " ---: |".repeat(names.len() + 1));
         text.extend(lines);
