@@ -32,7 +32,7 @@ BENCH ?=
 SIM := dataplane/sim/Cargo.toml
 APART := $(wildcard $(SIM) dataplane/fuzz/Cargo.toml protocol/fuzz/Cargo.toml wg/fuzz/Cargo.toml)
 
-.PHONY: help setup root demo test bench bench-quick bench-rivals fmt fmt-check lint doc build unit sim audit fuzz install soak
+.PHONY: help setup root interop demo test bench bench-quick bench-rivals fmt fmt-check lint doc build unit sim audit fuzz install soak
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -154,6 +154,19 @@ SOAK_SECONDS ?= 1800
 soak: setup root ## half an hour of mixed traffic, keys rotating each minute (SOAK_SECONDS)
 	@$(CARGO) build --locked --release -q --workspace --bins
 	MESH_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --release -q -p mesh-e2e --test soak -- --nocapture
+
+# The tests themselves skip by name what is not there.
+interop: setup root bench-rivals ## mesh-wg beside wireguard-go, boringtun, gotatun and a kernel's WireGuard in a virtual machine
+	@missing=()
+	for tool in qemu-system-x86_64:qemu-system-x86 cpio:cpio xz:xz-utils; do
+	  command -v "$${tool%%:*}" >/dev/null || missing+=("$${tool##*:}")
+	done
+	if [ $${#missing[@]} -gt 0 ]; then
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$${missing[@]}" >/dev/null </dev/null ||
+	    echo "interop: missing (Debian names): $${missing[*]}" >&2
+	fi
+	wg/tests/vm-prepare "$(TARGET)/interop/vm" || echo "interop: no virtual machine" >&2
+	MESH_WG_REKEY=1 $(CARGO) test --locked -p mesh-wg --test interop --test kernel -- --nocapture
 
 fuzz: ## each fuzz target for FUZZ_SECONDS (needs nightly and cargo-fuzz)
 	@for crate in protocol dataplane wg; do

@@ -12,7 +12,7 @@ pub mod memory;
 pub mod steering;
 mod vnet;
 
-pub use linux::{Device, Mode, TunQueue};
+pub use linux::{Device, Mode, TunQueue, name_of, namespace_of};
 
 /// Inner packets to be written: whole, each one IPv4 or IPv6.
 pub type Packets = Batch<()>;

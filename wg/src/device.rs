@@ -12,8 +12,8 @@ use std::{
 };
 
 use mesh_dataplane::{
-    Engine, EngineConfig, EngineError, Events, LaneParts, LocalKey, PeerId, PeerSnapshot, SecretKey, Table, TableError,
-    TableSpec,
+    Command, Engine, EngineConfig, EngineError, Events, LaneParts, LocalKey, PeerId, PeerSnapshot, SecretKey, Table,
+    TableError, TableSpec,
     tun::Queue,
     udp::{
         Socket as _,
@@ -135,11 +135,17 @@ impl Device {
         if inner.interface.changes_key(&change) {
             self.remember(&mut inner);
         }
-        let effects = inner.interface.apply(change);
+        let mut redirects = Vec::new();
+        if inner.socket.is_some() && (port.is_some() || change.fwmark.is_some_and(|fwmark| fwmark != before)) {
+            // Another port or mark may have another way out: the system chooses the address to send from anew.
+            let live = self.live(&mut inner);
+            redirects.extend(live.into_iter().filter_map(|(id, live)| Some((id, live.endpoint?))));
+        }
+        redirects.extend(inner.interface.apply(change).redirects);
         self.set_table(&inner);
-        if !effects.redirects.is_empty() && inner.socket.is_some() {
+        if !redirects.is_empty() && inner.socket.is_some() {
             // The lane's mailbox is full only if it hangs; the table carries the endpoints for all but known peers.
-            if let Err(error) = self.engine.command(mesh_dataplane::Command::Redirect(effects.redirects)) {
+            if let Err(error) = self.engine.command(Command::Redirect(redirects)) {
                 warn!(%error, "endpoints not taken");
             }
         }

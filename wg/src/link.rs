@@ -1,13 +1,21 @@
 //! Follows the link of the device: up, down, MTU.
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
+use mesh_dataplane::tun;
 use mesh_hostnet::{
     Handle,
     link::{Link, LinkChange},
+    netns::Netns,
     watch::{Event, Watch},
 };
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::device::Device;
 
@@ -24,22 +32,22 @@ pub struct LinkWatch {
     watch: Watch,
     handle: Handle,
     index: u32,
+    /// A queue of the device, to ask where it is.
+    queue: OwnedFd,
 }
 
 impl LinkWatch {
-    /// Gives the link `name` the MTU of a WireGuard device and subscribes to it.
+    /// Gives the link of the device whose queue this is the MTU of a WireGuard device and subscribes to it.
     ///
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn new(name: &str) -> mesh_hostnet::Result<Self> {
-        let watch = Watch::open()?;
-        let mut handle = Handle::open()?;
-        let Some(link) = handle.link_by_name(name)? else {
-            return Err(mesh_hostnet::Error::NotFound { object: format!("link {name}") });
-        };
-        handle.change_link(link.index, &LinkChange::new().mtu(MTU).queue_length(QUEUE_LENGTH))?;
-        Ok(Self { watch, handle, index: link.index })
+    pub fn new(queue: OwnedFd) -> io::Result<Self> {
+        let found = find(queue.as_fd(), Watch::open, Handle::open)?;
+        let Some((watch, mut handle, link)) = found else { return Err(io::ErrorKind::NotFound.into()) };
+        let change = LinkChange::new().mtu(MTU).queue_length(QUEUE_LENGTH);
+        handle.change_link(link.index, &change).map_err(io::Error::other)?;
+        Ok(Self { watch, handle, index: link.index, queue })
     }
 
     /// Tells `device` of the link as it is, and of all that becomes of it from a thread of its own.
@@ -58,8 +66,30 @@ impl LinkWatch {
                 Ok(Some(Event::LinkChanged(link))) if link.index == self.index => tell(device, &link),
                 // Announcements were lost.
                 Ok(Some(Event::Overflow)) => self.look(device),
+                Ok(Some(Event::LinkGone(link))) if link.index == self.index => {
+                    if let Err(error) = self.go_after(device) {
+                        return debug!(%error, "the link is gone");
+                    }
+                }
                 Ok(_) => {}
                 Err(error) => return warn!(%error, "the link is not followed any more"),
+            }
+        }
+    }
+
+    /// The link has left this namespace: into another, unless it is gone. Sockets stay where they are, as the kernel's do.
+    fn go_after(&mut self, device: &Device) -> io::Result<()> {
+        loop {
+            let namespace = tun::namespace_of(self.queue.as_fd())?;
+            let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+            let netns = Netns::open(path).map_err(io::Error::other)?;
+            let found = find(self.queue.as_fd(), || Watch::open_in(&netns), || Handle::open_in(&netns))?;
+            // Not there: it moved on in between.
+            if let Some((watch, handle, link)) = found {
+                (self.watch, self.handle, self.index) = (watch, handle, link.index);
+                info!(link = link.name, "the link is in another namespace");
+                tell(device, &link);
+                return Ok(());
             }
         }
     }
@@ -67,11 +97,23 @@ impl LinkWatch {
     fn look(&mut self, device: &Device) {
         match self.handle.link_by_index(self.index) {
             Ok(Some(link)) => tell(device, &link),
-            // Gone, or moved to another namespace, where it serves on.
+            // Then an announcement says so, too.
             Ok(None) => debug!("link not in this namespace"),
             Err(error) => warn!(%error, "link not read"),
         }
     }
+}
+
+/// Subscribes first and looks for the link then, so that nothing is missed.
+fn find(
+    queue: BorrowedFd<'_>,
+    watch: impl FnOnce() -> mesh_hostnet::Result<Watch>,
+    handle: impl FnOnce() -> mesh_hostnet::Result<Handle>,
+) -> io::Result<Option<(Watch, Handle, Link)>> {
+    let watch = watch().map_err(io::Error::other)?;
+    let mut handle = handle().map_err(io::Error::other)?;
+    let link = handle.link_by_name(&tun::name_of(queue)?).map_err(io::Error::other)?;
+    Ok(link.map(|link| (watch, handle, link)))
 }
 
 fn tell(device: &Device, link: &Link) {

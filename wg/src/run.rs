@@ -37,8 +37,8 @@ pub(crate) fn run(iface: &str, in_background: bool) -> anyhow::Result<()> {
 
     let opened = tun::Device::open(iface, 1).with_context(|| format!("open TUN device {iface}"))?;
     opened.set_persistent(false).with_context(|| format!("make TUN device {iface} go with this process"))?;
-    let link = LinkWatch::new(opened.name()).with_context(|| format!("prepare link {iface}"))?;
     let queue = opened.into_queues().pop().context("the device has no queue")?;
+    let link = LinkWatch::new(queue.as_fd().try_clone_to_owned()?).with_context(|| format!("prepare link {iface}"))?;
     let (device, events) = Device::start(Box::new(queue))?;
     let device = Arc::new(device);
     let socket = ControlSocket::bind(Path::new(DIRECTORY), iface)

@@ -295,6 +295,32 @@ fn the_mtu_is_the_links() {
 }
 
 #[test]
+fn a_device_in_another_namespace_keeps_its_socket_where_it_was_made() {
+    let lab = Lab::new();
+    let (ours, theirs) = pair(&lab, &other());
+    let inside = lab::Namespace::new(format!("{}i", lab.a.name));
+    let answers = |host: &str| within(host, || inside.is_answered(host, ""));
+    for (name, netns) in
+        [(&ours.name, &inside.name), (&"moved".to_owned(), &lab.a.name), (&"moved".to_owned(), &inside.name)]
+    {
+        let from = if *netns == inside.name { &lab.a } else { &inside };
+        from.ip(&format!("link set {name} netns {netns} name moved"));
+    }
+    inside.ip("address add 10.9.0.1/24 dev moved");
+    inside.ip("link set moved up");
+    answers("10.9.0.2");
+    assert!(lab.a.exec("ss -Hlun").contains(":7001") && !inside.exec("ss -Hlun").contains(":7001"));
+    inside.ip("link set moved down");
+    within("the socket is closed", || !lab.a.exec("ss -Hlun").contains(":7001"));
+    inside.ip("link set moved up");
+    answers("10.9.0.2");
+    let mut ours = ours;
+    inside.ip("link del moved");
+    ours.ends();
+    drop(theirs);
+}
+
+#[test]
 fn it_ends_with_its_device_or_its_socket() {
     let lab = Lab::new();
     let mut first = Device::start(&lab.a, &Kind::MeshWg);

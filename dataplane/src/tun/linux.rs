@@ -11,7 +11,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, IoSlice, Read, Write},
     mem,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     os::unix::fs::OpenOptionsExt,
 };
 
@@ -37,6 +37,8 @@ const IFF_VNET_HDR: i32 = 0x4000;
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
+const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 /// Checksums; TCP over IPv4 and IPv6, also with congestion marks; UDP over both, which kernels have since 6.2.
 const OFFLOAD_TCP: libc::c_ulong = 0x01 | 0x02 | 0x04 | 0x08;
@@ -246,6 +248,42 @@ impl TunQueue {
     }
 }
 
+/// Name of the device whose queue this is: it may have been changed.
+///
+/// # Errors
+///
+/// `EBADFD` if the device is gone.
+pub fn name_of(queue: BorrowedFd<'_>) -> io::Result<String> {
+    // SAFETY: all zeros are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    // SAFETY: the descriptor is open and the kernel writes one ifreq, which outlives the call.
+    if unsafe { libc::ioctl(queue.as_raw_fd(), TUNGETIFF, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    name_in(&request)
+}
+
+/// The network namespace that the device is in, whose queue this is: it may have been moved.
+///
+/// # Errors
+///
+/// `EBADFD` if the device is gone, `ENOTTY` before Linux 5.2.
+pub fn namespace_of(queue: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: this request reads no memory; the descriptor is open.
+    let fd = unsafe { libc::ioctl(queue.as_raw_fd(), TUNGETDEVNETNS, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn name_in(request: &libc::ifreq) -> io::Result<String> {
+    let name = request.ifr_name.map(|byte| byte as u8);
+    let name = CStr::from_bytes_until_nul(&name).map_err(|_| io::ErrorKind::InvalidData)?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
 fn check_name(name: &str) -> io::Result<()> {
     let fine = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'%');
     if name.is_empty() || name.len() > 15 || name.starts_with('.') || !name.bytes().all(fine) {
@@ -319,9 +357,7 @@ fn attach(fd: RawFd, name: &str, flags: i32) -> io::Result<String> {
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    let name = request.ifr_name.map(|byte| byte as u8);
-    let name = CStr::from_bytes_until_nul(&name).map_err(|_| io::ErrorKind::InvalidData)?;
-    Ok(name.to_string_lossy().into_owned())
+    name_in(&request)
 }
 
 /// An ioctl that takes its value in place of a pointer.
