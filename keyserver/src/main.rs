@@ -44,6 +44,8 @@ const EXIT_USAGE: u8 = 2;
 fn main() -> ExitCode {
     // Nothing that this program makes is anybody else's: files, directories, the operators' socket.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    // Keys in memory neither: no core dump, no debugger. Where the kernel refuses, LimitCORE= stands.
+    let _ = nix::sys::prctl::set_dumpable(false);
     match dispatch(Args::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -20,6 +20,8 @@ use crate::args::Cli;
 use crate::client::ClientError;
 
 fn main() -> ExitCode {
+    // Some verbs sign: keys in memory are nobody's to read, neither from a core dump nor with a debugger.
+    let _ = nix::sys::prctl::set_dumpable(false);
     let cli = Cli::parse();
     let json = cli.json;
     match cli.run() {

@@ -37,6 +37,8 @@ use config::{Config, ConfigError};
 const CONFIGURATION: u8 = 78;
 
 fn main() -> ExitCode {
+    // Keys in memory are nobody's to read: no core dump, no debugger. Where the kernel refuses, LimitCORE= stands.
+    let _ = nix::sys::prctl::set_dumpable(false);
     let cli = Cli::parse();
     // Configurations of TLS made without a provider use this one; a second call changes nothing.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

@@ -16,6 +16,8 @@ use tracing_subscriber::filter::LevelFilter;
 use args::Cli;
 
 fn main() -> ExitCode {
+    // Keys in memory are nobody's to read: no core dump, no debugger.
+    let _ = nix::sys::prctl::set_dumpable(false);
     let cli = Cli::parse();
     let done = if cli.man {
         clap_mangen::Man::new(Cli::command()).render(&mut io::stdout()).map(|()| ExitCode::SUCCESS)
