@@ -134,11 +134,12 @@ impl Turn<'_> {
         let used = self.cpu.since(&before, &pids);
         let foreign = used.foreign.unwrap_or_default();
         let figures = figures.map(|mut figures| {
-            if let Some(gb) = figures.get("gb").and_then(serde_json::Value::as_f64) {
+            for (amount, unit, factor) in [("gb", "s_per_gb", 1.0), ("exchanges", "us_per_exchange", 1e6)] {
+                let Some(amount) = figures.get(amount).and_then(serde_json::Value::as_f64) else { continue };
                 if used.foreign.is_some() {
-                    figures.insert("machine_cpu_s_per_gb".to_owned(), json!(used.machine / gb));
+                    figures.insert(format!("machine_cpu_{unit}"), json!(used.machine / amount * factor));
                 }
-                figures.insert("daemon_cpu_s_per_gb".to_owned(), json!(used.daemons / gb));
+                figures.insert(format!("daemon_cpu_{unit}"), json!(used.daemons / amount * factor));
             }
             figures.insert("foreign".to_owned(), used.foreign.map_or(serde_json::Value::Null, |cores| json!(cores)));
             figures

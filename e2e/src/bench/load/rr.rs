@@ -48,6 +48,7 @@ pub(super) fn request(address: Ipv4Addr, seconds: f64) -> Result<Value> {
     }
     nanos.sort_unstable();
     Ok(json!({
+        "exchanges": nanos.len(),
         "per_second": nanos.len() as f64 / last.as_secs_f64(),
         "p50_us": percentile_us(&nanos, 0.5),
         "p99_us": percentile_us(&nanos, 0.99),

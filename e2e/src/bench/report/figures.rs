@@ -27,6 +27,8 @@ pub(super) const FIGURES: &[Figure] = &[
     figure("tcp4", "daemon_cpu_s_per_gb", "daemons' CPU s/GB, 4 streams", Less),
     figure("rr", "per_second", "request/response, 1/s", More),
     figure("rr", "p99_us", "request/response p99, us", Less),
+    figure("rr", "machine_cpu_us_per_exchange", "machine CPU us/exchange", Less),
+    figure("rr", "daemon_cpu_us_per_exchange", "daemons' CPU us/exchange", Less),
     figure("ping", "idle_p50_us", "idle ping p50, us", Less),
     figure("ping", "idle_p99_us", "idle ping p99, us", Less),
     figure("ping", "flood_p50_us", "back-to-back ping p50, us", Less),
