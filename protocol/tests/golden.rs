@@ -10,6 +10,9 @@ use mesh_protocol::envelope::{Envelope, NO_MESH, Signed};
 use mesh_protocol::frame::{self, Message};
 use mesh_protocol::id::MeshId;
 use mesh_protocol::key::SigningKey;
+use mesh_protocol::offline::{
+    GrantReason, GrantRequest, GrantRequests, InFile, MeshFile, PolicyProposal, SignedGrants,
+};
 use mesh_protocol::record::{Checkpoint, Endpoints, NodeGrant, NodeRecord, Revocation, TrustPolicy};
 use mesh_protocol::token::{JoinToken, TokenLimits};
 use serde_json::{Value, json};
@@ -110,6 +113,37 @@ fn frames<T: Message + PartialEq + std::fmt::Debug>(messages: Vec<(&str, T)>) ->
         json!({ "message": name, "frame": hex::encode(&frame) })
     };
     Value::Array(messages.into_iter().map(one).collect())
+}
+
+#[test]
+fn files_for_machines_without_a_network() {
+    let mesh_file = MeshFile {
+        mesh: mesh(),
+        policies: vec![sealed_policy_1()],
+        checkpoint: Some(token().checkpoint),
+        keyservers: token().keyservers,
+    };
+    let signature = claim().sign(&token_secret(), &messages::EXPORTER);
+    let (claim, exporter, limits) = (claim(), messages::EXPORTER, token().limits);
+    let join = GrantReason::Join { claim, exporter, signature, limits };
+    let renewal = GrantReason::Renewal { held: seal_grant(&grant(1)) };
+    let request = |reason| GrantRequest { grant: grant(1), reason, until: NOW };
+    let requests = GrantRequests { mesh: mesh_file.clone(), requests: vec![request(join), request(renewal)] };
+    let grants = SignedGrants { mesh: mesh(), grants: vec![seal_grant(&grant(1))] };
+    let proposal = PolicyProposal { mesh: mesh_file.clone(), proposal: sealed_policy_1() };
+    fn text<T: InFile + PartialEq + std::fmt::Debug>(file: &T) -> String {
+        assert_eq!(T::from_text(&file.to_text()).as_ref(), Ok(file));
+        file.to_text()
+    }
+    compare(
+        "offline.json",
+        &json!({
+            "mesh": text(&mesh_file),
+            "grant-requests": text(&requests),
+            "signed-grants": text(&grants),
+            "policy-proposal": text(&proposal),
+        }),
+    );
 }
 
 #[test]

@@ -37,6 +37,12 @@ impl Reservations {
         self.0.get(&node)
     }
 
+    /// As if a week had passed for one node.
+    #[cfg(test)]
+    pub(super) fn expire(&mut self, node: NodeId) {
+        self.0.entry(node).and_modify(|request| request.until = 0);
+    }
+
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }

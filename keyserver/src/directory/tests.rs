@@ -1,6 +1,8 @@
 //! What only shows from inside: renewals, queues that overflow, evidence.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod waiting;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;

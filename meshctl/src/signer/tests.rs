@@ -58,22 +58,44 @@ fn programs_that_misbehave_are_named_and_do_not_hang() {
     assert!(begun.elapsed() < Duration::from_secs(30));
 }
 
-#[test]
-fn a_wrong_signature_is_noticed() {
-    let folder = tempfile::tempdir().unwrap();
-    let key = make_key_file(&folder.path().join("key")).unwrap().verify_key();
-    let wrong = format!("{}==", "A".repeat(86));
-    let body = format!(
-        "case $line in *public-key*) echo '{{\"public_key\":\"{key}\"}}';; *) echo '{{\"signature\":\"{wrong}\"}}';; esac"
-    );
-    let signer = Signer::open(&format!("exec:{}", program(folder.path(), "wrong", &body))).unwrap();
-    let envelope: Envelope = Envelope::unsigned(&mesh_protocol::record::Revocation {
+fn revocation(key: VerifyKey) -> Envelope {
+    Envelope::unsigned(&mesh_protocol::record::Revocation {
         number: 1,
         previous: None,
         node: key.node_id(),
         up_to_generation: 1,
         reason: String::new(),
         time: 1,
-    });
-    assert!(matches!(signer.sign(MeshId([1; 32]), envelope), Err(SignerError::Signature(_))));
+    })
+}
+
+/// A program that answers with these.
+fn answering(folder: &Path, key: &VerifyKey, signature: &str) -> String {
+    let public = format!("*public-key*) echo '{{\"public_key\":\"{key}\"}}';;");
+    let body = format!("case $line in {public} *) echo '{{\"signature\":\"{signature}\"}}';; esac");
+    program(folder, "answers", &body)
+}
+
+#[test]
+fn a_program_signs_what_it_is_given() {
+    use base64::Engine as _;
+    let folder = tempfile::tempdir().unwrap();
+    let key = make_key_file(&folder.path().join("key")).unwrap();
+    let envelope = revocation(key.verify_key());
+    let signature = key.sign(&envelope.signed_bytes(MeshId([1; 32])));
+    let signature = base64::engine::general_purpose::STANDARD.encode(signature);
+    let program = answering(folder.path(), &key.verify_key(), &signature);
+    let signer = Signer::open(&format!("exec:{program} --with arguments")).unwrap();
+    let signed = signer.sign(MeshId([1; 32]), envelope.clone()).unwrap();
+    signed.verify(MeshId([1; 32]), &[key.verify_key()], 1).unwrap();
+    assert!(signer.sign(MeshId([2; 32]), envelope).is_err(), "the same signature is not one for another mesh");
+}
+
+#[test]
+fn a_wrong_signature_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = make_key_file(&folder.path().join("key")).unwrap().verify_key();
+    let wrong = format!("{}==", "A".repeat(86));
+    let signer = Signer::open(&format!("exec:{}", answering(folder.path(), &key, &wrong))).unwrap();
+    assert!(matches!(signer.sign(MeshId([1; 32]), revocation(key)), Err(SignerError::Signature(_))));
 }
