@@ -74,7 +74,8 @@ impl Strict {
         let mut init =
             vec!["init", "--dir", &dir, "--strict", "--name", "lab", "--address", &address, "--threshold", "2"];
         roots.iter().for_each(|root| init.extend(["--root", root]));
-        init.extend(["--issuer", &issuer]);
+        let revoker = desk.key("revoker")?;
+        init.extend(["--issuer", &issuer, "--revoker", &revoker]);
         mesh.keyserver_node().output(binary("keyserver")?, &init)?;
 
         // Nothing runs before its roots have signed.
@@ -181,7 +182,8 @@ fn lifecycle(strict: &mut Strict) -> Result<()> {
     no_key_that_grants_is_here(strict)?;
     second_issuer(strict)?;
     root_is_rotated(strict)?;
-    removed_issuer_is_refused(strict)
+    removed_issuer_is_refused(strict)?;
+    a_revoker_elsewhere_cuts_off(strict)
 }
 
 fn refuses_to_grant(strict: &Strict) -> Result<()> {
@@ -233,9 +235,9 @@ fn no_key_that_grants_is_here(strict: &Strict) -> Result<()> {
     let mut files = Vec::new();
     collect(&strict.mesh.keyserver_directory(), &mut files)?;
     let names: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
-    ensure!(!names.iter().any(|name| name.ends_with("keys/root") || name.ends_with("keys/issuer")), "{names:?}");
-    ensure!(files.len() >= 4, "only {names:?}");
-    for key in ["root-1", "root-2", "root-3", "issuer-a"] {
+    ensure!(!names.iter().any(|name| name.contains("/keyserver/keys/") && !name.ends_with("/transport")), "{names:?}");
+    ensure!(files.len() >= 3, "only {names:?}");
+    for key in ["root-1", "root-2", "root-3", "issuer-a", "revoker"] {
         let text = fs::read_to_string(strict.desk.path(key))?.trim().to_owned();
         let raw: Vec<u8> =
             (0..32).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16)).collect::<Result<_, _>>()?;
@@ -329,4 +331,16 @@ fn removed_issuer_is_refused(strict: &mut Strict) -> Result<()> {
         ensure!(!peers.contains("w1"), "{peers}");
         Ok(())
     })
+}
+
+fn a_revoker_elsewhere_cuts_off(strict: &mut Strict) -> Result<()> {
+    let alone = format!("{:#}", strict.mesh.admin(&["node", "revoke", "n2"]).unwrap_err());
+    ensure!(alone.contains("not on this machine"), "the keyserver revoked by itself: {alone}");
+    let issuer = ["node", "revoke", "n2", "--signer", &strict.desk.path("issuer-a")];
+    let issuer = format!("{:#}", strict.mesh.admin(&issuer).unwrap_err());
+    ensure!(issuer.contains("no revoker"), "an issuer revoked: {issuer}");
+    strict.mesh.admin(&["node", "revoke", "n2", "--reason", "test", "--signer", &strict.desk.path("revoker")])?;
+    let peers = strict.mesh.node("n1").ctl_json(&["peers"])?.to_string();
+    ensure!(!peers.contains("n2"), "it confirmed and still has it: {peers}");
+    Ok(())
 }

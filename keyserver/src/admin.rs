@@ -134,9 +134,10 @@ async fn answer(stream: &mut UnixStream, writer: &Operator, about: &About, text:
     }
     let stopped = |stopped: Stopped| io::Error::other(stopped);
     match request {
-        AdminRequest::NodeRevoke { node, reason, void_tokens, wait } => {
-            let revoked =
-                writer.call(move |directory| (directory.revoke(&node, &reason, void_tokens), directory.progress()));
+        AdminRequest::NodeRevoke { node, reason, void_tokens, wait, signed } => {
+            let revoked = writer.call(move |directory| {
+                (directory.revoke(&node, &reason, void_tokens, signed.as_deref()), directory.progress())
+            });
             match revoked.await.map_err(stopped)? {
                 (Ok(ticket), progress) => follow_revocation(stream, writer, ticket, progress, wait_of(wait)).await,
                 (Err(refusal), _) => send(stream, &failed(refusal)).await,
@@ -171,6 +172,7 @@ fn words(request: &AdminRequest) -> (&'static str, bool) {
         AdminRequest::NodeList => ("node list", false),
         AdminRequest::ClusterAdd { .. } => ("cluster add", true),
         AdminRequest::MeshFile => ("mesh file", false),
+        AdminRequest::RevocationDraft { .. } => ("revocation draft", false),
         AdminRequest::GrantsPending => ("grants pending", false),
         AdminRequest::PolicyImport { .. } => ("policy import", true),
         AdminRequest::GrantsImport { .. } => ("grants import", true),
@@ -212,6 +214,10 @@ async fn one_answer(
             let voided = writer.call(move |directory| directory.revoke_token(&token)).await?;
             voided.map(|token| AdminReply::Tokens { tokens: vec![token] })
         }
+        AdminRequest::RevocationDraft { node, reason, revoker } => {
+            let file = writer.call(move |directory| directory.draft_revocation(&node, &reason, revoker)).await?;
+            file.map(|file| AdminReply::RevocationDraft { file })
+        }
         AdminRequest::MeshFile => {
             Ok(AdminReply::Mesh { file: writer.call(|directory| directory.mesh_file().to_text()).await? })
         }
@@ -250,7 +256,7 @@ async fn status(writer: &Operator, about: &About) -> Result<AdminReply, Stopped>
         mesh: status.mesh,
         mesh_id: status.mesh_id,
         trust: status.trust.to_owned(),
-        revokes: true,
+        revokes: status.revokes,
         pending: status.pending,
         policy_version: status.policy_version,
         position: status.position,

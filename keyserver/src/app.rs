@@ -89,7 +89,7 @@ fn belong_together(config: &Config, keys: &Keys, policies: &[&TrustPolicy]) -> R
     let held = [
         ("root", keys.root.as_ref(), &roots),
         ("issuer", keys.issuer.as_ref(), &issuers),
-        ("revoker", Some(&keys.revoker), &newest.revokers),
+        ("revoker", keys.revoker.as_ref(), &newest.revokers),
         ("transport", Some(&keys.transport), &newest.keyservers),
     ];
     let foreign = held.iter().find(|(_, key, named)| key.is_some_and(|key| !named.contains(&key.verify_key())));

@@ -60,6 +60,9 @@ pub(crate) enum Command {
         /// Public key of an issuer, with --strict; repeat it for several
         #[arg(long = "issuer", value_name = "KEY", requires = "strict")]
         issuers: Vec<VerifyKey>,
+        /// Public key of a revoker, with --strict; without it one is made and kept here, so that nodes can be cut off at once
+        #[arg(long = "revoker", value_name = "KEY", requires = "strict")]
+        revokers: Vec<VerifyKey>,
         /// The first trust policy, signed: finish what --strict began; repeat it for each file with a signature
         #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "address", "strict"])]
         signed: Vec<PathBuf>,

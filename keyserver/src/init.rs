@@ -46,6 +46,8 @@ pub(crate) struct Elsewhere {
     pub(crate) roots: Vec<VerifyKey>,
     pub(crate) threshold: u8,
     pub(crate) issuers: Vec<VerifyKey>,
+    /// None: a revoker's key is made and kept here.
+    pub(crate) revokers: Vec<VerifyKey>,
 }
 
 /// The first policy of a mesh in strict mode, on its way to its signatures; in the keyserver's directory.
@@ -84,8 +86,9 @@ pub(crate) fn init(new: &NewMesh) -> anyhow::Result<Made> {
     if host.parse().is_ok_and(|host: Ipv4Addr| new.mesh_cidr.contains(&host)) {
         return Err(Overlap { address: new.address.clone(), pool: new.mesh_cidr }.into());
     }
-    let keys = match new.elsewhere {
-        Some(_) => Keys::without_authority()?,
+    let keys = match &new.elsewhere {
+        Some(elsewhere) if elsewhere.revokers.is_empty() => Keys::without_authority()?,
+        Some(_) => Keys { revoker: None, ..Keys::without_authority()? },
         None => Keys::generate()?,
     };
     let policy = first_policy(new, &keys)?;
@@ -159,6 +162,8 @@ pub(crate) fn is_unfinished(dir: &Path) -> bool {
 
 fn first_policy(new: &NewMesh, keys: &Keys) -> anyhow::Result<TrustPolicy> {
     let held = |key: &Option<SigningKey>| key.as_ref().map(SigningKey::verify_key);
+    let mut revokers: Vec<VerifyKey> = held(&keys.revoker).into_iter().collect();
+    revokers.extend(new.elsewhere.iter().flat_map(|elsewhere| &elsewhere.revokers));
     let (roots, threshold, issuers) = match (&new.elsewhere, held(&keys.root), held(&keys.issuer)) {
         (Some(elsewhere), ..) => (elsewhere.roots.clone(), elsewhere.threshold, elsewhere.issuers.clone()),
         (None, Some(root), Some(issuer)) => (vec![root], 1, vec![issuer]),
@@ -172,7 +177,7 @@ fn first_policy(new: &NewMesh, keys: &Keys) -> anyhow::Result<TrustPolicy> {
         roots,
         threshold,
         issuers: issuers.into_iter().map(issuer).collect(),
-        revokers: vec![keys.revoker.verify_key()],
+        revokers,
         keyservers: vec![keys.transport.verify_key()],
         exposure: new.exposure.as_secs(),
         pq: new.pq,

@@ -57,7 +57,7 @@ pub(crate) struct Keys {
     /// Signs grants and tokens.
     pub(crate) issuer: Option<SigningKey>,
     /// Signs revocations.
-    pub(crate) revoker: SigningKey,
+    pub(crate) revoker: Option<SigningKey>,
     /// Shown on the control channel; signs checkpoints.
     pub(crate) transport: SigningKey,
 }
@@ -71,13 +71,13 @@ impl Keys {
 
     /// Draws those that a keyserver in strict mode has: none of them grants, none changes the policy.
     pub(crate) fn without_authority() -> Result<Self, KeyFileError> {
-        Ok(Self { root: None, issuer: None, revoker: generate()?, transport: generate()? })
+        Ok(Self { root: None, issuer: None, revoker: Some(generate()?), transport: generate()? })
     }
 
     /// Writes them into `folder`, which exists and is empty.
     pub(crate) fn save(&self, folder: &Path) -> Result<(), KeyFileError> {
-        let always = [("revoker", &self.revoker), ("transport", &self.transport)];
-        let optional = [("root", &self.root), ("issuer", &self.issuer)];
+        let always = [("transport", &self.transport)];
+        let optional = [("root", &self.root), ("issuer", &self.issuer), ("revoker", &self.revoker)];
         let present = optional.iter().filter_map(|(name, key)| Some((*name, key.as_ref()?)));
         present.chain(always).try_for_each(|(name, key)| write(&folder.join(name), key))
     }
@@ -91,7 +91,7 @@ impl Keys {
         Ok(Self {
             root: optional("root")?,
             issuer: optional("issuer")?,
-            revoker: read(&folder.join("revoker"))?,
+            revoker: optional("revoker")?,
             transport: read(&folder.join("transport"))?,
         })
     }
@@ -147,7 +147,8 @@ mod tests {
         let keys = Keys::generate().unwrap();
         keys.save(folder.path()).unwrap();
         let loaded = Keys::load(folder.path()).unwrap();
-        assert_eq!(loaded.revoker.verify_key(), keys.revoker.verify_key());
+        let public = |keys: &Keys| keys.revoker.as_ref().map(SigningKey::verify_key);
+        assert_eq!(public(&loaded), public(&keys));
         assert!(loaded.root.is_some() && loaded.issuer.is_some());
         assert!(keys.save(folder.path()).is_err(), "nothing is overwritten");
         std::fs::remove_file(folder.path().join("root")).unwrap();

@@ -68,12 +68,24 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             print_made(&init::finish(&dir, &signed).context("make a mesh")?, json)
         }
         Command::Init {
-            dir, name, address, mesh_cidr, exposure, pq, json, strict, roots, threshold, issuers, ..
+            dir,
+            name,
+            address,
+            mesh_cidr,
+            exposure,
+            pq,
+            json,
+            strict,
+            roots,
+            threshold,
+            issuers,
+            revokers,
+            ..
         } => {
             let (Some(name), Some(address)) = (name, address) else {
                 anyhow::bail!("--name and --address are needed");
             };
-            let elsewhere = strict.then_some(init::Elsewhere { roots, threshold, issuers });
+            let elsewhere = strict.then_some(init::Elsewhere { roots, threshold, issuers, revokers });
             let new = init::NewMesh { dir, name, address, mesh_cidr, exposure, pq: pq.into(), elsewhere };
             print_made(&init::init(&new).context("make a mesh")?, json)
         }

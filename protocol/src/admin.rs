@@ -88,6 +88,18 @@ pub enum AdminRequest {
         void_tokens: bool,
         /// Milliseconds to wait for nodes that are connected.
         wait: u64,
+        /// Text of a [`RevocationFile`](crate::offline::RevocationFile), signed; absent: the keyserver signs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signed: Option<String>,
+    },
+    /// The next revocation of a revoker whose key is elsewhere, to be signed. Answer: [`AdminReply::RevocationDraft`].
+    RevocationDraft {
+        /// Name, id, or the start of an id.
+        node: String,
+        /// For people.
+        reason: String,
+        /// Who will sign.
+        revoker: VerifyKey,
     },
     /// Let a revoked node back in, with a new grant that names the revocation it lifts. Answer: [`AdminReply::Nodes`] with
     /// that one.
@@ -166,6 +178,11 @@ pub enum AdminReply {
     /// The mesh as a machine without a network has to know it.
     Mesh {
         /// Text of a [`MeshFile`](crate::offline::MeshFile).
+        file: String,
+    },
+    /// A revocation to be signed.
+    RevocationDraft {
+        /// Text of a [`RevocationFile`](crate::offline::RevocationFile).
         file: String,
     },
     /// A policy that was imported.

@@ -190,6 +190,22 @@ impl InFile for PolicyProposal {
     const LABEL: &'static str = "MESH POLICY PROPOSAL";
 }
 
+/// A revocation, before or after its revoker signed it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct RevocationFile {
+    /// Of which mesh.
+    #[n(0)]
+    pub mesh: MeshId,
+    /// The [`Revocation`](crate::record::Revocation).
+    #[n(1)]
+    pub revocation: Envelope,
+}
+
+impl InFile for RevocationFile {
+    const LABEL: &'static str = "MESH REVOCATION";
+}
+
 /// What a signing machine has seen of a mesh, kept between uses. With it a stolen keyserver can neither show an older
 /// policy nor have a grant signed that takes somebody's place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use mesh_protocol::control::{Refusal, RefusalCode};
 use mesh_protocol::envelope::Envelope;
-use mesh_protocol::id::{Name, NodeId, Position};
-use mesh_protocol::record::Revocation;
+use mesh_protocol::id::{KeyId, Name, NodeId, Position};
+use mesh_protocol::key::VerifyKey;
+use mesh_protocol::offline::{InFile as _, RevocationFile};
+use mesh_protocol::record::{NodeGrant, Revocation};
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -26,23 +28,27 @@ pub(crate) struct RevocationTicket {
 
 impl Directory {
     /// Cuts a node off.
-    pub(crate) fn revoke(&mut self, node: &str, reason: &str, void_tokens: bool) -> Result<RevocationTicket, Refusal> {
+    pub(crate) fn revoke(
+        &mut self,
+        text: &str,
+        reason: &str,
+        void_tokens: bool,
+        signed: Option<&str>,
+    ) -> Result<RevocationTicket, Refusal> {
         self.writable()?;
-        let node = self.find_node(node)?;
-        let member = self.view().member(node).map(|member| member.grant.object.clone());
-        let grant =
-            member.ok_or_else(|| refusal(RefusalCode::Token, format!("node {} is out already", node.short())))?;
-        let revoker = self.keys.revoker.verify_key().id();
-        let head = self.view().revocation_heads().into_iter().find(|head| head.revoker == revoker);
-        let revocation = Revocation {
-            number: head.as_ref().map_or(1, |head| head.number + 1),
-            previous: head.map(|head| head.hash),
-            node,
-            up_to_generation: grant.generation,
-            reason: cut(reason, 256),
-            time: unix_now(),
+        let (envelope, revocation) = match signed {
+            Some(signed) => self.signed_revocation(text, signed)?,
+            None => {
+                let key = self.keys.revoker.as_ref().ok_or_else(|| {
+                    let message = "the revoker's key is not on this machine: 'meshctl node revoke --signer'";
+                    refusal(RefusalCode::Unavailable, message)
+                })?;
+                let revocation = self.next_revocation(text, reason, key.verify_key().id())?;
+                (Envelope::seal(self.mesh(), &revocation, &[key]), revocation)
+            }
         };
-        let envelope = Envelope::seal(self.mesh(), &revocation, &[&self.keys.revoker]);
+        let node = revocation.node;
+        let grant = self.member_grant(node)?;
         let changed = self.change(&envelope, Vec::new(), Vec::new());
         changed.map_err(|error| error.into_refusal(RefusalCode::BadMessage))?;
         self.flush();
@@ -54,6 +60,46 @@ impl Directory {
             self.void_tokens_of(&grant.cluster)?;
         }
         Ok(self.ticket(grant.name))
+    }
+
+    /// A revocation for a revoker elsewhere to sign.
+    pub(crate) fn draft_revocation(&self, text: &str, reason: &str, revoker: VerifyKey) -> Result<String, Refusal> {
+        if !self.view().policy().revokers.contains(&revoker) {
+            let message = format!("key {} is no revoker of the trust policy", revoker.id().short());
+            return Err(refusal(RefusalCode::BadMessage, message));
+        }
+        let revocation = Envelope::unsigned(&self.next_revocation(text, reason, revoker.id())?);
+        Ok(RevocationFile { mesh: self.mesh(), revocation }.to_text())
+    }
+
+    /// What came back must be for the node that was named, or an operator's slip would cut off another.
+    fn signed_revocation(&self, text: &str, signed: &str) -> Result<(Envelope, Revocation), Refusal> {
+        let bad = |message: String| refusal(RefusalCode::BadMessage, message);
+        let file = RevocationFile::from_text(signed).map_err(|error| bad(format!("signed revocation: {error}")))?;
+        let revocation: Revocation = file.revocation.unverified().map_err(|error| bad(error.to_string()))?;
+        if revocation.node != self.find_node(text)? {
+            return Err(bad("the signed revocation is of another node".to_owned()));
+        }
+        Ok((file.revocation, revocation))
+    }
+
+    fn member_grant(&self, node: NodeId) -> Result<NodeGrant, Refusal> {
+        let member = self.view().member(node).map(|member| member.grant.object.clone());
+        member.ok_or_else(|| refusal(RefusalCode::Token, format!("node {} is out already", node.short())))
+    }
+
+    fn next_revocation(&self, text: &str, reason: &str, revoker: KeyId) -> Result<Revocation, Refusal> {
+        let node = self.find_node(text)?;
+        let grant = self.member_grant(node)?;
+        let head = self.view().revocation_heads().into_iter().find(|head| head.revoker == revoker);
+        Ok(Revocation {
+            number: head.as_ref().map_or(1, |head| head.number + 1),
+            previous: head.map(|head| head.hash),
+            node,
+            up_to_generation: grant.generation,
+            reason: cut(reason, 256),
+            time: unix_now(),
+        })
     }
 
     fn ticket(&self, name: Name) -> RevocationTicket {

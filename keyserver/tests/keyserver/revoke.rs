@@ -9,7 +9,7 @@ use crate::client::{Node, Session, Transport};
 use crate::server::Server;
 
 fn revoke(node: &str, wait: u64) -> AdminRequest {
-    AdminRequest::NodeRevoke { node: node.into(), reason: "stolen".into(), void_tokens: true, wait }
+    AdminRequest::NodeRevoke { node: node.into(), reason: "stolen".into(), void_tokens: true, wait, signed: None }
 }
 
 async fn members(server: &Server, names: &[&str]) -> Vec<Node> {

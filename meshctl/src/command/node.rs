@@ -5,11 +5,13 @@ use std::time::Duration;
 use anyhow::bail;
 use mesh_protocol::admin::{AdminReply, AdminRequest, NodeStatus};
 use mesh_protocol::id::Name;
+use mesh_protocol::offline::{InFile as _, RevocationFile};
 use serde::Serialize;
 
 use super::{Context, millis, parse_duration, unexpected};
 use crate::client::{Conversation, PATIENCE};
 use crate::output::{self, Progress, Table};
+use crate::signer::Signer;
 
 const HELP: &str = "\
 Examples:
@@ -72,6 +74,9 @@ pub(crate) struct Revoke {
     /// Void every open join token of its cluster too
     #[arg(long)]
     void_tokens: bool,
+    /// The revoker's key, where it is not the keyserver's: a key file, exec:COMMAND or pkcs11:.. (meshctl signer show --help)
+    #[arg(long)]
+    signer: Option<String>,
     /// How long to wait for connected nodes to confirm
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     wait: Duration,
@@ -161,12 +166,28 @@ impl Revocation {
     }
 }
 
+/// Asks the keyserver for the revocation, and has it signed here.
+fn signed(args: &Revoke, spec: &str, context: &Context) -> anyhow::Result<String> {
+    let signer = Signer::open(spec)?;
+    let (node, reason, revoker) = (args.node.clone(), args.reason.clone(), signer.public());
+    let file = match context.ask_keyserver(&AdminRequest::RevocationDraft { node, reason, revoker })? {
+        AdminReply::RevocationDraft { file } => RevocationFile::from_text(&file)?,
+        other => return Err(unexpected(other)),
+    };
+    // Nothing but a revocation is ever signed with this key.
+    let _: mesh_protocol::record::Revocation = file.revocation.unverified()?;
+    let revocation = signer.sign(file.mesh, file.revocation)?;
+    Ok(RevocationFile { mesh: file.mesh, revocation }.to_text())
+}
+
 fn revoke(args: Revoke, context: &Context) -> anyhow::Result<()> {
+    let signed = args.signer.as_deref().map(|spec| signed(&args, spec, context)).transpose()?;
     let request = AdminRequest::NodeRevoke {
         node: args.node,
         reason: args.reason,
         void_tokens: args.void_tokens,
         wait: millis(args.wait),
+        signed,
     };
     let mut conversation = Conversation::<AdminReply>::start(&context.admin_socket, &request)?;
     let mut progress = Progress::new(context.json);

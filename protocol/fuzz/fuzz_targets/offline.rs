@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use mesh_protocol::cbor;
-use mesh_protocol::offline::{GrantRequests, InFile, MeshFile, PolicyProposal, SignedGrants};
+use mesh_protocol::offline::{GrantRequests, InFile, MeshFile, PolicyProposal, RevocationFile, SignedGrants};
 
 fn back<T: InFile + PartialEq + std::fmt::Debug>(data: &[u8]) {
     // The checksum keeps a fuzzer out: it gets at the content directly, too.
@@ -20,4 +20,5 @@ fuzz_target!(|data: &[u8]| {
     back::<GrantRequests>(data);
     back::<SignedGrants>(data);
     back::<PolicyProposal>(data);
+    back::<RevocationFile>(data);
 });

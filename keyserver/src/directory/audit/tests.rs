@@ -97,7 +97,7 @@ fn what_is_refused_leaves_no_entry() {
     let pod_cidrs = vec!["10.9.0.0/16".parse().unwrap()];
     let again = ClusterRequest { cluster, pod_cidrs, node_prefix: None, node_prefix6: None };
     directory.add_cluster(again).unwrap_err();
-    directory.revoke("nobody", "test", false).map(|_| ()).unwrap_err();
+    directory.revoke("nobody", "test", false, None).map(|_| ()).unwrap_err();
     assert_eq!(export(&directory).0.len(), 1);
 }
 
