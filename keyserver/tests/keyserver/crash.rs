@@ -1,6 +1,8 @@
 //! What was acknowledged is there after any end.
 
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use mesh_protocol::control::RefusalCode;
@@ -16,6 +18,8 @@ async fn kill_9_in_a_loop_keeps_every_acknowledged_grant() {
     for round in 0..6 {
         let address = server.address;
         let shared = token.clone();
+        let done = Arc::new(AtomicUsize::new(0));
+        let count = done.clone();
         let joining = tokio::spawn(async move {
             let mut granted = Vec::new();
             for number in 0.. {
@@ -32,13 +36,21 @@ async fn kill_9_in_a_loop_keeps_every_acknowledged_grant() {
                     async move { node.join(address, &token).await.map(|_| node.grant().clone()) }
                 });
                 match join.await {
-                    Ok(Ok(grant)) => granted.push(grant),
+                    Ok(Ok(grant)) => {
+                        granted.push(grant);
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
                     _ => return granted,
                 }
             }
             granted
         });
-        tokio::time::sleep(Duration::from_millis(300 + round * 80)).await;
+        // However slow the machine is: the kill hits some join behind the second one of this round.
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        while done.load(Ordering::Relaxed) < 2 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(7)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(round * 11)).await;
         server.kill();
         granted.extend(joining.await.unwrap());
         server.run();
