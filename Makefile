@@ -32,7 +32,7 @@ BENCH ?=
 SIM := dataplane/sim/Cargo.toml
 APART := $(wildcard $(SIM) dataplane/fuzz/Cargo.toml protocol/fuzz/Cargo.toml wg/fuzz/Cargo.toml)
 
-.PHONY: help setup root interop demo test bench bench-quick bench-rivals fmt fmt-check lint doc build unit sim audit fuzz install soak
+.PHONY: help setup root interop demo test bench bench-quick bench-rivals fmt fmt-check lint doc build unit sim scale audit fuzz install soak
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -138,6 +138,9 @@ sim: ## simulated data planes, virtual time
 	@echo "== simulation"
 	$(CARGO) clippy --locked -q --manifest-path $(SIM) --target-dir "$(TARGET)" --all-targets -- -D warnings
 	$(CARGO) test --locked -q --no-fail-fast --manifest-path $(SIM) --target-dir "$(TARGET)"
+
+scale: ## a revocation and a thousand sessions; prints how long each took to confirm
+	@$(CARGO) test --locked --release -q -p keyserver --test keyserver -- --ignored --nocapture thousand
 
 audit: ## licences, sources and bans (always, in the tests); advisories where cargo-deny and its database are to be had
 	@echo "== audit"

@@ -14,7 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("mesh-cni", &["mesh-hostnet", "mesh-protocol"]),
     ("mesh-configs", &[]),
     ("mesh-dataplane", &[]),
-    ("mesh-e2e", &["mesh-configs", "mesh-hostnet"]),
+    ("mesh-e2e", &["mesh-configs", "mesh-hostnet", "mesh-protocol"]),
     ("mesh-hostnet", &[]),
     ("mesh-protocol", &[]),
     ("mesh-wg", &["mesh-dataplane", "mesh-hostnet"]),

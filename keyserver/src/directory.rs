@@ -95,6 +95,8 @@ pub(crate) struct Directory {
     publishers: BTreeMap<NodeId, publish::Allowance>,
     alarms: Vec<String>,
     audit: audit::AuditLog,
+    /// Sessions taken over from another address, and since when that is counted; forgotten after ten minutes.
+    takeovers: BTreeMap<NodeId, (u32, Instant)>,
     metrics: Arc<Metrics>,
 }
 
@@ -128,6 +130,7 @@ impl Directory {
             publishers: BTreeMap::new(),
             alarms: Vec::new(),
             audit,
+            takeovers: BTreeMap::new(),
             metrics,
         };
         directory.compare_with_watermark();

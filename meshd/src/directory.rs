@@ -76,6 +76,8 @@ pub(crate) struct Directory {
     states: States,
     /// The newest checkpoint that a peer passed on, if no keyserver's is newer.
     heard: Option<Heard>,
+    /// What proved two worlds.
+    proof: Option<(Checkpoint, Envelope)>,
     equivocations: u64,
     numbers: BTreeMap<NodeId, u32>,
     next_number: u32,
@@ -105,6 +107,7 @@ impl Directory {
             split: false,
             states,
             heard: None,
+            proof: None,
             equivocations: 0,
             numbers: BTreeMap::new(),
             next_number: 1,
@@ -382,6 +385,8 @@ impl Directory {
 
     fn keep_evidence(&mut self, envelope: &Envelope) {
         if self.evidence.len() < MOST_EVIDENCE {
+            // At once: it may be all that is left of an attack.
+            self.unsaved = true;
             self.evidence.push(Evidence::of(envelope, self.view.mesh()));
         }
     }

@@ -105,6 +105,8 @@ struct Digest {
     revocations: Vec<RevocationHead>,
     own: RecordHead,
     generation: u64,
+    /// Somebody was caught: peers should see the proof.
+    equivocations: u64,
 }
 
 impl Exchange {
@@ -290,6 +292,7 @@ impl Exchange {
             revocations: directory.view().revocation_heads(),
             own: own.record,
             generation: own.generation,
+            equivocations: directory.equivocations(),
         };
         if self.told.as_ref() == Some(&digest) {
             return;

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use mesh_protocol::cbor;
 use mesh_protocol::control::{ITEMS_BYTES_PER_FRAME, Refusal, RefusalCode, ServerMessage};
 use mesh_protocol::envelope::Envelope;
 use mesh_protocol::frame;
-use mesh_protocol::id::{MeshId, NodeId, Position};
+use mesh_protocol::id::{MeshId, Name, NodeId, Position};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -19,6 +20,11 @@ pub(crate) type Frame = Arc<[u8]>;
 /// Frames that wait for one session: pointers, 16 KiB; the frames themselves are shared. Full: the session is closed,
 /// and resumes.
 const QUEUE: usize = 1_024;
+
+/// So many sessions taken over from another address within this time are no move of one machine.
+const TAKEOVERS: u32 = 3;
+/// See [`TAKEOVERS`].
+const TAKEOVERS_WITHIN: Duration = Duration::from_secs(600);
 
 /// One session of one node. A later one of the same node makes it stale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,10 +87,28 @@ impl Directory {
         let name = self.view().member(node).map(|member| member.grant.object.name.clone());
         let name = name.ok_or_else(|| refusal(RefusalCode::Revoked, "not a member"))?;
         info!(node = %name, %peer, "session open");
+        self.watch_takeover(node, &name, peer);
         let (queue, rest) = mpsc::channel(QUEUE);
         let key = self.hub.connect(node, name, peer, queue);
         self.ask_again(node);
         Ok(Opening { key, first, rest })
+    }
+
+    /// Sessions of one identity that take over from each other, from two addresses in turns, are two machines.
+    fn watch_takeover(&mut self, node: NodeId, name: &Name, peer: SocketAddr) {
+        let Some(before) = self.hub.sessions().get(&node).map(|session| session.peer.ip()) else { return };
+        let now = Instant::now();
+        if before == peer.ip() {
+            return;
+        }
+        self.takeovers.retain(|_, (_, since)| now.saturating_duration_since(*since) < TAKEOVERS_WITHIN);
+        let (count, _) = self.takeovers.entry(node).or_insert((0, now));
+        *count += 1;
+        if *count >= TAKEOVERS {
+            let (one, other) = (before.min(peer.ip()), before.max(peer.ip()));
+            warn!(node = %name, %one, %other, "two machines take over each other's session");
+            self.alarm(format!("node {name} is at work at {one} and at {other}: two machines with one identity"));
+        }
     }
 
     fn first_frames(&mut self, node: NodeId, peer: SocketAddr, hello: &Hello) -> Result<Vec<Frame>, Refusal> {

@@ -162,7 +162,11 @@ impl Node {
         cidrs: &[&str],
         transport: Transport,
     ) -> Result<Checkpoint, Refusal> {
-        let mut stream = connect(&self.key, ALPN_JOIN, address, transport).await.expect("joining connects");
+        let stream = connect(&self.key, ALPN_JOIN, address, transport).await.expect("joining connects");
+        self.join_on(stream, token, cidrs).await
+    }
+
+    async fn join_on(&mut self, mut stream: Stream, token: &JoinToken, cidrs: &[&str]) -> Result<Checkpoint, Refusal> {
         let view = match shown(&mut stream, token).await {
             Ok(view) => view,
             Err(refusal) => return Err(refusal),
@@ -182,6 +186,18 @@ impl Node {
             JoinReply::Refused { refusal } => Err(refusal),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// As [`Self::join`], from another address of this machine.
+    pub async fn join_from(&mut self, address: SocketAddr, token: &JoinToken, source: IpAddr) -> Result<(), Refusal> {
+        let stream = connect_from(&self.key, ALPN_JOIN, address, Transport::Tls, source).await;
+        self.join_on(stream.expect("joining connects"), token, &[]).await.map(|_| ())
+    }
+
+    /// As [`Self::open`] with everything, from another address of this machine.
+    pub async fn open_from(&self, address: SocketAddr, source: IpAddr) -> Option<Session> {
+        let stream = connect_from(&self.key, ALPN_NODE, address, Transport::Tls, source).await?;
+        self.open_on(stream, None, source).await
     }
 
     pub fn record(&mut self) -> NodeRecord {
@@ -222,12 +238,16 @@ impl Node {
     }
 
     pub async fn open(&self, address: SocketAddr, position: Option<Position>, transport: Transport) -> Option<Session> {
-        let mut stream = connect(&self.key, ALPN_NODE, address, transport).await?;
+        let stream = connect(&self.key, ALPN_NODE, address, transport).await?;
+        self.open_on(stream, position, [127, 0, 0, 1].into()).await
+    }
+
+    async fn open_on(&self, mut stream: Stream, position: Option<Position>, source: IpAddr) -> Option<Session> {
         let hello = NodeMessage::Hello { mesh: self.mesh(), position, policy_version: 1, version: "test".into() };
         stream.send(&hello).await;
         match stream.next().await? {
             ServerMessage::Welcome { observed, own_record, .. } => {
-                assert_eq!(observed.ip(), IpAddr::from([127, 0, 0, 1]));
+                assert_eq!(observed.ip(), source);
                 Some(Session { stream, position, own_record, seen: Vec::new(), live: Vec::new(), other: Vec::new() })
             }
             other => panic!("{other:?} instead of a welcome"),

@@ -67,6 +67,85 @@ async fn a_revocation_reaches_every_session_and_is_confirmed() {
     hearing.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
+/// Revokes once for each of `rounds`, with `fleet` sessions that confirm as nodes do, and gives the milliseconds until each
+/// session had confirmed, sorted.
+async fn revocations_with(fleet: usize, rounds: usize) -> Vec<u64> {
+    let server = std::sync::Arc::new(Server::start());
+    let names: Vec<String> = (0..rounds).map(|round| format!("bad{round}")).collect();
+    members(&server, &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    // More than one pool of 256 nodes.
+    server.add_cluster("wide", &["10.16.0.0/12"]).unwrap();
+    let (token, _) = server.token_with("wide", u32::try_from(fleet).unwrap(), 3600, &[]).unwrap();
+    let heard = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let ready = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    let mut sessions = Vec::new();
+    for at in 0..fleet {
+        let mut node = Node::new(&format!("n{at}"));
+        // Each from an address of its own: one alone may not open so many.
+        let source = [127, 1, (at / 250) as u8, (at % 250 + 1) as u8].into();
+        node.join_from(server.address, &token, source).await.unwrap();
+        let session = node.open_from(server.address, source).await.unwrap();
+        sessions.push(tokio::spawn(confirms(session, std::sync::Arc::clone(&heard), std::sync::Arc::clone(&ready))));
+    }
+    let _all = ready.acquire_many(u32::try_from(fleet).unwrap()).await.unwrap();
+    let mut took = Vec::new();
+    for name in names {
+        heard.lock().unwrap().clear();
+        let (asking, began) = (server.clone(), std::time::Instant::now());
+        let asked = tokio::task::spawn_blocking(move || asking.ask_all(&revoke(&name, 30_000)));
+        let replies = asked.await.unwrap();
+        let Some(AdminReply::Revocation { online, confirmed, done, .. }) = replies.last() else {
+            panic!("{replies:?}")
+        };
+        assert_eq!((*online as usize, *confirmed as usize, *done), (fleet, fleet, true));
+        let millis = |at: &std::time::Instant| u64::try_from(at.duration_since(began).as_millis()).unwrap();
+        took.extend(heard.lock().unwrap().iter().map(millis));
+    }
+    sessions.iter().for_each(tokio::task::JoinHandle::abort);
+    took.sort_unstable();
+    took
+}
+
+/// Confirms each change that comes, and notes when a revocation did.
+async fn confirms(
+    mut session: Session,
+    heard: std::sync::Arc<std::sync::Mutex<Vec<std::time::Instant>>>,
+    ready: std::sync::Arc<tokio::sync::Semaphore>,
+) {
+    let (mut seen, mut at) = (0, None);
+    session.until("a map", |session| session.position.is_some()).await;
+    ready.add_permits(1);
+    loop {
+        session.until("a change", |session| session.position != at || session.seen.len() > seen).await;
+        if session.seen[seen..].iter().any(|item| item.kind() == Kind::Revocation) {
+            heard.lock().unwrap().push(std::time::Instant::now());
+        }
+        (seen, at) = (session.seen.len(), session.position);
+        session.applied().await;
+    }
+}
+
+fn p99(took: &[u64]) -> u64 {
+    took[took.len() * 99 / 100 - usize::from(took.len() % 100 == 0)]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revocation_is_confirmed_by_a_small_fleet_within_a_second() {
+    let took = revocations_with(40, 3).await;
+    assert_eq!(took.len(), 120);
+    assert!(p99(&took) < 1_000, "p99 {} ms of {took:?}", p99(&took));
+}
+
+/// `make scale`: prints the figures.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a thousand sessions: make scale"]
+async fn a_revocation_is_confirmed_by_a_thousand_sessions_within_a_second() {
+    let took = revocations_with(1_000, 5).await;
+    let median = took[took.len() / 2];
+    println!("revocation, 1,000 sessions: p50 {median} ms, p99 {} ms, last {} ms", p99(&took), took[took.len() - 1]);
+    assert!(p99(&took) < 1_000, "p99 {} ms", p99(&took));
+}
+
 #[tokio::test]
 async fn a_silent_node_is_waited_for_and_named() {
     let server = Server::start();

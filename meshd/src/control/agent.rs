@@ -223,7 +223,7 @@ impl Agent {
     }
 
     fn checkpoint_time(&self) -> Option<UnixSeconds> {
-        self.directory.newest_checkpoint().map(|(checkpoint, _)| checkpoint.time)
+        self.directory.checkpoint_time()
     }
 
     fn handle_rotate(&mut self, request: u64, force: bool, after: Option<u64>, now: Now) {

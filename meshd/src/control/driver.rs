@@ -15,7 +15,7 @@ use super::agent::{Agent, Now};
 use super::backoff::Backoff;
 use super::connect::{Dialer, Transport};
 use super::link::{Link, LinkEvent};
-use super::session::Session;
+use super::session::{Session, SessionEnd};
 use super::{ControlReport, Rotation, Told};
 use crate::directory::Files;
 use crate::exchange::socket::{Datagram, Datagrams};
@@ -197,7 +197,12 @@ impl Driver {
                             return self.hang_up(&error.to_string());
                         }
                     }
-                    Err(end) => return self.hang_up(&end.to_string()),
+                    Err(end) => {
+                        if end == SessionEnd::Replaced {
+                            self.agent.identity_elsewhere(now);
+                        }
+                        return self.hang_up(&end.to_string());
+                    }
                 }
                 if !was_open {
                     self.session_opened();

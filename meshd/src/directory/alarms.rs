@@ -25,6 +25,8 @@ pub(crate) mod alarm {
     pub(crate) const REVOKED: &str = "revoked";
     /// An own record that this disk does not know: it was restored from a backup, or copied.
     pub(crate) const OWN_RECORD: &str = "own-record-unknown";
+    /// Another machine shows this node's identity key.
+    pub(crate) const IDENTITY: &str = "identity-elsewhere";
     /// The keyserver refused the own record.
     pub(crate) const PUBLISH: &str = "record-refused";
     /// The wall clock stepped back.

@@ -94,7 +94,7 @@ impl Directory {
 
     /// A grant has expired only when wall clock and checkpoint agree on it, so that one bad clock never expires a mesh.
     pub(crate) fn expiry_clock(&self, wall: UnixSeconds) -> UnixSeconds {
-        self.newest_checkpoint().map_or(0, |(checkpoint, _)| checkpoint.time).min(wall)
+        self.checkpoint_time().unwrap_or(0).min(wall)
     }
 
     fn peer(&mut self, node: NodeId, from: &Viewpoint<'_>, mesh: &[IpNet]) -> Option<PeerFacts> {

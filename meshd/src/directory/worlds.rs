@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use mesh_protocol::UnixSeconds;
 use mesh_protocol::envelope::Envelope;
 use mesh_protocol::id::{Hash, Position};
 use mesh_protocol::record::Checkpoint;
@@ -46,6 +47,16 @@ pub(super) struct Heard {
     checkpoint: Checkpoint,
     envelope: Envelope,
     since: Instant,
+    /// The latest time of any that was passed on.
+    latest: UnixSeconds,
+}
+
+fn is_further(one: &Checkpoint, other: &Checkpoint) -> bool {
+    if one.position.epoch == other.position.epoch {
+        (one.position.revision, one.time) > (other.position.revision, other.time)
+    } else {
+        one.time > other.time
+    }
 }
 
 /// What became of an object that a peer passed on.
@@ -65,11 +76,26 @@ impl Directory {
         self.states.at(position)
     }
 
-    /// The newest checkpoint, from a keyserver or passed on by a peer.
+    /// The checkpoint that is furthest in the history, from a keyserver or passed on by a peer; of histories that do not
+    /// compare, the later one.
     pub(crate) fn newest_checkpoint(&self) -> Option<(&Checkpoint, &Envelope)> {
         let own = self.checkpoint.as_ref().map(|(checkpoint, envelope)| (checkpoint, envelope));
         let heard = self.heard.as_ref().map(|heard| (&heard.checkpoint, &heard.envelope));
-        own.into_iter().chain(heard).max_by_key(|(checkpoint, _)| checkpoint.time)
+        match (own, heard) {
+            (Some(own), Some(heard)) => Some(if is_further(heard.0, own.0) { heard } else { own }),
+            (own, heard) => own.or(heard),
+        }
+    }
+
+    /// The checkpoint that proved two worlds last: shown to peers, so that all of them see it.
+    pub(crate) fn proof(&self) -> Option<(&Checkpoint, &Envelope)> {
+        self.proof.as_ref().map(|(checkpoint, envelope)| (checkpoint, envelope))
+    }
+
+    /// The latest time that any keyserver signed.
+    pub(crate) fn checkpoint_time(&self) -> Option<UnixSeconds> {
+        let heard = self.heard.as_ref().map(|heard| heard.latest);
+        self.checkpoint().map(|checkpoint| checkpoint.time).max(heard)
     }
 
     /// Takes a checkpoint that `peer` passed on. Tells whether it is fresher than any before: exposure starts over then.
@@ -83,12 +109,14 @@ impl Directory {
             self.two_worlds(&got, envelope, &format!("to node {peer}"), now);
             return Taken::Refused;
         }
-        if self.newest_checkpoint().is_some_and(|(held, _)| held.time >= got.time) {
-            return Taken::Nothing;
-        }
+        let fresh = self.checkpoint_time().is_none_or(|latest| got.time > latest);
         self.states.note(got.position, got.state);
-        self.heard = Some(Heard { checkpoint: got, envelope: envelope.clone(), since: now });
-        Taken::News
+        let latest = self.heard.as_ref().map_or(got.time, |heard| heard.latest.max(got.time));
+        match &mut self.heard {
+            Some(heard) if !is_further(&got, &heard.checkpoint) => heard.latest = latest,
+            heard => *heard = Some(Heard { checkpoint: got, envelope: envelope.clone(), since: now, latest }),
+        }
+        if fresh { Taken::News } else { Taken::Nothing }
     }
 
     /// Whether a verified checkpoint fits everything that was seen.
@@ -101,6 +129,10 @@ impl Directory {
 
     /// A keyserver signed two states of one revision: keeps both, says so; what was there stays.
     pub(super) fn two_worlds(&mut self, got: &Checkpoint, envelope: &Envelope, shown: &str, now: Instant) {
+        if self.proof.as_ref().is_some_and(|(_, proof)| proof == envelope) {
+            return;
+        }
+        self.proof = Some((got.clone(), envelope.clone()));
         let message = format!(
             "a keyserver shows two worlds: the state of revision {} that it signed {shown} is not the one this node has; \
              tunnels stay up, the evidence is in 'meshctl audit'",

@@ -216,12 +216,13 @@ fn wanted_revocation(head: &ChainHead, directory: &Directory) -> Option<Want> {
 
 /// Fresher than ours, further than ours, or of another world.
 fn is_interesting(told: &CheckpointHead, directory: &Directory) -> bool {
-    let contradicts = directory.state_at(told.position).is_some_and(|state| state != told.state);
-    let newer = directory.newest_checkpoint().is_none_or(|(held, _)| {
-        let further = held.position.epoch == told.position.epoch && told.position.revision > held.position.revision;
-        told.time > held.time && (further || told.time - held.time > FRESHER)
+    let is_known = directory.proof().is_some_and(|(it, _)| it.position == told.position && it.state == told.state);
+    let contradicts = !is_known && directory.state_at(told.position).is_some_and(|state| state != told.state);
+    let further = directory.newest_checkpoint().is_none_or(|(held, _)| {
+        held.position.epoch == told.position.epoch && told.position.revision > held.position.revision
     });
-    contradicts || newer
+    let fresher = directory.checkpoint_time().is_none_or(|latest| told.time.saturating_sub(latest) > FRESHER);
+    contradicts || (!is_known && (further || fresher))
 }
 
 /// Whether a peer lacks something that this node has, by its word.

@@ -171,6 +171,25 @@ fn a_keyserver_that_shows_two_worlds_is_named_by_both() {
 }
 
 #[test]
+fn a_node_that_caught_it_shows_the_proof_to_others() {
+    let ((world, seen), now) = (world(), Instant::now());
+    let mut parties = [Party::new(&world, 1, seen, now), Party::new(&world, 2, seen, now)];
+    parties[0].directory.apply_checkpoint(&world.checkpoint(START), now);
+    talk(&mut parties, now, 30);
+    // Node 2 heard of the one world from node 1 before its keyserver shows it the other.
+    let honest: Checkpoint = world.checkpoint(START + 1).unverified().unwrap();
+    let split = Checkpoint { state: Hash([9; 32]), ..honest };
+    let split = Envelope::seal(world.mesh, &split, &[&World::key()]);
+    assert!(!parties[1].directory.apply_checkpoint(&split, now));
+    assert_eq!(parties[1].alarms(), [alarm::EQUIVOCATION]);
+    talk(&mut parties, now + Duration::from_secs(30), 60);
+    assert_eq!(parties[0].alarms(), [alarm::EQUIVOCATION]);
+    let counted = parties[0].directory.equivocations();
+    talk(&mut parties, now + Duration::from_secs(90), 300);
+    assert_eq!(parties[0].directory.equivocations(), counted, "the same proof is counted once");
+}
+
+#[test]
 fn a_world_at_another_revision_is_compared_with_what_was_seen_then() {
     let ((mut world, seen), now) = (world(), Instant::now());
     let mut parties = [Party::new(&world, 1, seen, now), Party::new(&world, 2, seen, now)];

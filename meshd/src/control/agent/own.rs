@@ -41,6 +41,13 @@ impl Agent {
         }
     }
 
+    /// A live session was taken over: this node has only one, so somebody else has its key.
+    pub(in crate::control) fn identity_elsewhere(&mut self, now: Now) {
+        let message = "another machine opened a control session with this node's identity key: is a copy of its state \
+                       directory at work elsewhere? Revoke this node and let one of them join anew";
+        self.alarms().raise(alarm::IDENTITY, "", message.to_owned(), now.instant);
+    }
+
     pub(super) fn publish_record(&mut self, now: Now) {
         match self.identity.record() {
             Ok(envelope) if self.published != Some(self.identity.ring().seq()) => {
