@@ -126,7 +126,7 @@ async fn confirms(
 }
 
 fn p99(took: &[u64]) -> u64 {
-    took[took.len() * 99 / 100 - usize::from(took.len() % 100 == 0)]
+    took[(took.len() * 99).div_ceil(100) - 1]
 }
 
 #[tokio::test(flavor = "multi_thread")]
