@@ -119,9 +119,20 @@ impl Watch {
             libc::RTNLGRP_IPV4_RULE,
             libc::RTNLGRP_IPV6_RULE,
         ];
-        let route = subscribe(NETLINK_ROUTE, &groups)?;
         // A kernel without nf_tables still announces everything else.
         let netfilter = subscribe(NETLINK_NETFILTER, &[libc::NFNLGRP_NFTABLES as u32]).ok();
+        Self::of(subscribe(NETLINK_ROUTE, &groups)?, netfilter)
+    }
+
+    /// Subscribes to links alone, in the calling thread's namespace.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn links() -> Result<Self> {
+        Self::of(subscribe(NETLINK_ROUTE, &[libc::RTNLGRP_LINK])?, None)
+    }
+
+    fn of(route: Socket, netfilter: Option<Socket>) -> Result<Self> {
         let (woken, writer) = io::pipe().map_err(failed)?;
         nonblocking(&writer).and_then(|()| nonblocking(&woken)).map_err(|errno| failed(errno.into()))?;
         Ok(Self {

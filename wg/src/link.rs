@@ -43,7 +43,7 @@ impl LinkWatch {
     ///
     /// What the kernel says.
     pub fn new(queue: OwnedFd) -> io::Result<Self> {
-        let found = find(queue.as_fd(), Watch::open, Handle::open)?;
+        let found = find(queue.as_fd(), Watch::links, Handle::open)?;
         let Some((watch, mut handle, link)) = found else { return Err(io::ErrorKind::NotFound.into()) };
         let change = LinkChange::new().mtu(MTU).queue_length(QUEUE_LENGTH);
         handle.change_link(link.index, &change).map_err(io::Error::other)?;
@@ -83,7 +83,7 @@ impl LinkWatch {
             let namespace = tun::namespace_of(self.queue.as_fd())?;
             let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
             let netns = Netns::open(path).map_err(io::Error::other)?;
-            let found = find(self.queue.as_fd(), || Watch::open_in(&netns), || Handle::open_in(&netns))?;
+            let found = find(self.queue.as_fd(), || netns.run(Watch::links)?, || Handle::open_in(&netns))?;
             // Not there: it moved on in between.
             if let Some((watch, handle, link)) = found {
                 (self.watch, self.handle, self.index) = (watch, handle, link.index);

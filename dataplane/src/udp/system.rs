@@ -1,6 +1,6 @@
 //! UDP sockets of the system: many datagrams a call, and many of those in one train.
 //!
-//! A socket for all addresses tells which of them a datagram reached and answers from there, see [`Ends`].
+//! A socket for all addresses tells which of them a datagram reached and answers from there, see [`Ends`](super::Ends).
 //!
 //! What is to be sent lies contiguous in its batch: datagrams of one size to one destination are one message of
 //! `sendmmsg`, which the kernel or the NIC cuts (`UDP_SEGMENT`). What arrives comes in trains too (`UDP_GRO`). A
