@@ -171,20 +171,22 @@ impl World {
 
     /// The newest grant of the node of that name.
     pub(crate) fn grant(&self, name: &str) -> (NodeGrant, Envelope) {
-        let grants = self.items.iter().filter_map(|item| Some((item.unverified::<NodeGrant>().ok()?, item.clone())));
-        grants.filter(|(grant, _)| grant.name.as_str() == name).next_back().expect("the node was granted")
+        let mut grants =
+            self.items.iter().filter_map(|item| Some((item.unverified::<NodeGrant>().ok()?, item.clone())));
+        grants.rfind(|(grant, _)| grant.name.as_str() == name).expect("the node was granted")
     }
 
     /// The newest record of the node of that name.
     pub(crate) fn record(&self, name: &str) -> (NodeRecord, Envelope) {
         let node = self.grant(name).0.node;
-        let records = self.items.iter().filter_map(|item| Some((item.unverified::<NodeRecord>().ok()?, item.clone())));
-        records.filter(|(record, _)| record.node == node).next_back().expect("the node spoke")
+        let mut records =
+            self.items.iter().filter_map(|item| Some((item.unverified::<NodeRecord>().ok()?, item.clone())));
+        records.rfind(|(record, _)| record.node == node).expect("the node spoke")
     }
 
     fn grant_of(&self, node: NodeId) -> Option<Envelope> {
-        let grants = self.items.iter().filter_map(|item| Some((item.unverified::<NodeGrant>().ok()?, item)));
-        grants.filter(|(grant, _)| grant.node == node).next_back().map(|(_, item)| item.clone())
+        let mut grants = self.items.iter().filter_map(|item| Some((item.unverified::<NodeGrant>().ok()?, item)));
+        grants.rfind(|(grant, _)| grant.node == node).map(|(_, item)| item.clone())
     }
 }
 
