@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Datagrams of UDP between the mesh addresses of nodes, port [`PORT`] at both ends, at most [`MAX_DATAGRAM_BYTES`]. A
-//! datagram is one message `[number, fields]`, in the dialect of [`cbor`](crate::cbor).
+//! datagram is one message `[number, fields]`, in the dialect of [`cbor`].
 //!
 //! Nothing in `Heads` is believed: it only says what may be worth asking for. What was asked for arrives as the envelope
 //! that was signed, and is judged by [`trust`](crate::trust) as if a keyserver had sent it. Nobody can push an object,
