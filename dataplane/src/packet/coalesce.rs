@@ -177,7 +177,8 @@ impl Part {
         let (transport, headers) = match protocol {
             TCP => {
                 let len = usize::from(packet.get(ip + 12)? >> 4) * 4;
-                (Transport::Tcp, ip + len.max(20))
+                // A length that cannot be stays as it is, and alone.
+                (Transport::Tcp, ip + Some(len).filter(|len| *len >= 20)?)
             }
             UDP => (Transport::Udp, ip + 8),
             _ => return None,

@@ -57,7 +57,8 @@ fn cut(writes: Vec<(Vec<u8>, Option<Cut>)>) -> Vec<Vec<u8>> {
 fn flow_of(packet: &[u8]) -> Vec<u8> {
     let (addresses, protocol) = if packet[0] >> 4 == 4 { (12, packet[9]) } else { (8, packet[6]) };
     let ports = if packet[0] >> 4 == 4 { 20 } else { 40 };
-    [&[packet[0], protocol], &packet[addresses..ports + 4]].concat()
+    // A changed version may promise more than there is.
+    [&[packet[0], protocol], packet.get(addresses..ports + 4).unwrap_or(packet)].concat()
 }
 
 fn by_flow(packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
