@@ -4,8 +4,9 @@
 //! were made on it, so no lock is taken and no other thread is woken per packet:
 //!
 //! ```text
-//! packet out   tun -> lane/outbound -> table/prefix -> peer -> peer/tunnel -> udp
-//! packet in    udp -> lane/inbound -> peer/index -> peer/tunnel -> table (is the source this peer's?) -> tun
+//! packet out   tun -> lane/outbound -> table/prefix -> peer -> packet/segment -> peer/tunnel -> udp
+//! packet in    udp -> lane/inbound -> peer/index -> peer/tunnel -> table (is the source this peer's?)
+//!              -> packet/coalesce -> tun
 //! ```
 //!
 //! Whoever controls it hands over a whole immutable [`table::Table`] (peers, keys, allowed IPs, endpoints) at each

@@ -18,6 +18,7 @@ use minicbor::{Decode, Encode};
 use crate::cbor::{self, CborError};
 use crate::frame::{self, Message};
 use crate::id::{Hash, KeyId, NodeId, Position};
+use crate::record::RevocationHead;
 
 /// UDP port on mesh addresses. The nodes' packet filters keep pods and the underlay away from it.
 pub const PORT: u16 = 7190;
@@ -31,21 +32,6 @@ pub const MAX_OBJECT_BYTES: usize = 36 * 1024;
 pub const MAX_HEADS: usize = 8;
 /// Most members in one page of a listing.
 pub const MAX_MEMBERS: usize = 20;
-
-/// The end of one revoker's chain, as far as the sender has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
-#[cbor(map)]
-pub struct ChainHead {
-    /// Whose chain.
-    #[n(0)]
-    pub revoker: KeyId,
-    /// Number of its last revocation.
-    #[n(1)]
-    pub number: u64,
-    /// Hash of it.
-    #[n(2)]
-    pub hash: Hash,
-}
 
 /// How far somebody's own word goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
@@ -86,7 +72,7 @@ pub struct Heads {
     pub policy: Hash,
     /// Ends of revokers' chains, at most [`MAX_HEADS`].
     #[n(2)]
-    pub revocations: Vec<ChainHead>,
+    pub revocations: Vec<RevocationHead>,
     /// Newest checkpoint; absent before the first.
     #[n(3)]
     pub checkpoint: Option<CheckpointHead>,
@@ -316,7 +302,7 @@ mod tests {
         Heads {
             policy_version: most,
             policy: hash,
-            revocations: vec![ChainHead { revoker: KeyId([0xff; 32]), number: most, hash }; MAX_HEADS],
+            revocations: vec![RevocationHead { revoker: KeyId([0xff; 32]), number: most, hash }; MAX_HEADS],
             checkpoint: Some(CheckpointHead { position, state: hash, time: most }),
             position: Some(position),
             generation: most,

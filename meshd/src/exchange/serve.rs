@@ -4,7 +4,7 @@ use mesh_protocol::cbor;
 use mesh_protocol::envelope::Envelope;
 use mesh_protocol::id::NodeId;
 use mesh_protocol::peer::{
-    ChainHead, CheckpointHead, Heads, MAX_HEADS, MAX_MEMBERS, MemberHead, MembersPage, Piece, RecordHead, Want,
+    CheckpointHead, Heads, MAX_HEADS, MAX_MEMBERS, MemberHead, MembersPage, Piece, RecordHead, Want,
 };
 use mesh_protocol::trust::Member;
 
@@ -15,11 +15,7 @@ use crate::directory::Directory;
 /// checkpoint and one that proves two worlds, which is shown three times out of four.
 pub(super) fn heads(directory: &Directory, own: &OwnWord, to: NodeId, turn: usize, ask: bool) -> Heads {
     let view = directory.view();
-    let mut chains: Vec<ChainHead> = view
-        .revocation_heads()
-        .into_iter()
-        .map(|head| ChainHead { revoker: head.revoker, number: head.number, hash: head.hash })
-        .collect();
+    let mut chains = view.revocation_heads();
     if chains.len() > MAX_HEADS {
         let first = turn % chains.len();
         chains.rotate_left(first);

@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use mesh_protocol::id::{NodeId, Position};
-use mesh_protocol::peer::{ChainHead, CheckpointHead, Heads, MAX_HEADS, MAX_MEMBERS, MemberHead, MembersPage, Want};
+use mesh_protocol::peer::{CheckpointHead, Heads, MAX_HEADS, MAX_MEMBERS, MemberHead, MembersPage, Want};
 
 use super::OwnWord;
 use super::pull::Pull;
 use super::serve::record_head;
+use mesh_protocol::record::RevocationHead;
+
 use crate::directory::Directory;
 
 /// What a peer could not give, or gave in vain, is not asked for again for so long.
@@ -205,7 +207,7 @@ fn wants(heads: &Heads, from: NodeId, directory: &Directory, own: &OwnWord) -> V
     wants
 }
 
-fn wanted_revocation(head: &ChainHead, directory: &Directory) -> Option<Want> {
+fn wanted_revocation(head: &RevocationHead, directory: &Directory) -> Option<Want> {
     let view = directory.view();
     let held = view.revocation_heads().into_iter().find(|held| held.revoker == head.revoker);
     let have = held.as_ref().map_or(0, |held| held.number);
@@ -229,7 +231,7 @@ fn is_interesting(told: &CheckpointHead, directory: &Directory) -> bool {
 pub(super) fn is_behind(heads: &Heads, directory: &Directory, own: &OwnWord) -> bool {
     let view = directory.view();
     let ours = view.revocation_heads();
-    let lacks = |head: &mesh_protocol::record::RevocationHead| {
+    let lacks = |head: &RevocationHead| {
         let theirs = heads.revocations.iter().find(|theirs| theirs.revoker == head.revoker);
         match theirs {
             Some(theirs) => theirs.number < head.number,

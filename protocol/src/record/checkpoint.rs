@@ -31,7 +31,7 @@ impl Signed for Checkpoint {
 }
 
 /// The end of one revoker's chain.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 #[cbor(map)]
 pub struct RevocationHead {
     /// Whose chain.

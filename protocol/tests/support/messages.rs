@@ -3,7 +3,8 @@
 use mesh_protocol::control::{JoinReply, JoinRequest, NodeMessage, Refusal, RefusalCode, ServerMessage};
 use mesh_protocol::envelope::Envelope;
 use mesh_protocol::id::{Hash, Position};
-use mesh_protocol::peer::{ChainHead, CheckpointHead, Heads, PeerMessage, Piece, RecordHead, Want};
+use mesh_protocol::peer::{CheckpointHead, Heads, PeerMessage, Piece, RecordHead, Want};
+use mesh_protocol::record::RevocationHead;
 
 use super::*;
 
@@ -85,7 +86,7 @@ pub fn peer_messages() -> Vec<(&'static str, PeerMessage)> {
     let heads = Heads {
         policy_version: 1,
         policy: Hash([1; 32]),
-        revocations: vec![ChainHead { revoker, number: 2, hash: Hash([2; 32]) }],
+        revocations: vec![RevocationHead { revoker, number: 2, hash: Hash([2; 32]) }],
         checkpoint: Some(CheckpointHead { position, state: Hash([4; 32]), time: 1_800_000_000 }),
         position: Some(position),
         generation: 1,
