@@ -32,7 +32,7 @@ BENCH ?=
 SIM := dataplane/sim/Cargo.toml
 APART := $(wildcard $(SIM) dataplane/fuzz/Cargo.toml protocol/fuzz/Cargo.toml wg/fuzz/Cargo.toml)
 
-.PHONY: help setup root interop demo test bench bench-quick bench-rivals fmt fmt-check lint doc build unit sim scale audit fuzz install soak
+.PHONY: help setup root interop demo test bench bench-quick bench-rivals fmt fmt-check lint doc build unit sim scale audit fuzz install soak flood
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -157,6 +157,9 @@ SOAK_SECONDS ?= 1800
 soak: setup root ## half an hour of mixed traffic, keys rotating each minute (SOAK_SECONDS)
 	@$(CARGO) build --locked --release -q --workspace --bins
 	MESH_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --release -q -p mesh-e2e --test soak -- --nocapture
+
+flood: setup root ## a minute each of 100,000 forged handshakes a second, from made-up sources and from one; prints what others felt
+	@MESH_FLOOD_SECONDS=60 $(CARGO) test --locked --release -p mesh-dataplane --test flood -- --nocapture --test-threads=1
 
 # The tests themselves skip by name what is not there.
 interop: setup root bench-rivals ## mesh-wg beside wireguard-go, boringtun, gotatun and a kernel's WireGuard in a virtual machine

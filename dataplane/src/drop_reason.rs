@@ -56,6 +56,8 @@ drop_reasons! {
     WrongMac = "wrong_mac",
     /// Inbound: more handshakes from one source than its bucket allows, although it proved its address.
     HandshakeRate = "handshake_rate",
+    /// Inbound: one of a flood of handshakes from where no peer is known to be, dropped before anything is computed.
+    HandshakeFlood = "handshake_flood",
     /// Inbound: a cookie was demanded instead of an answer.
     CookieDemanded = "cookie_demanded",
     /// Inbound: a handshake whose static key belongs to no peer, or cannot be opened.

@@ -27,6 +27,7 @@ use crate::{
     clock,
     command::{Command, Event, Snapshot},
     lane::{Lane, LaneConfig, MAX_LANES},
+    packet::dscp::Dscp,
     table::{PeerId, Table},
     tun::Queue,
     udp::Socket,
@@ -46,12 +47,14 @@ pub struct EngineConfig {
     pub flow_key: [u8; 16],
     /// Handshake messages a lane answers in a second before it demands cookies of everybody. One costs about 0.2 ms.
     pub handshakes_per_second: u32,
+    /// Class of service of outer headers.
+    pub dscp: Dscp,
 }
 
 impl Default for EngineConfig {
-    /// A zero flow key; 500 handshakes a second, a tenth of a core.
+    /// A zero flow key; 500 handshakes a second, a tenth of a core; best effort.
     fn default() -> Self {
-        Self { flow_key: [0; 16], handshakes_per_second: 500 }
+        Self { flow_key: [0; 16], handshakes_per_second: 500, dscp: Dscp::default() }
     }
 }
 
@@ -155,6 +158,7 @@ impl Engine {
                     lanes: count,
                     flow_key: config.flow_key,
                     handshakes_per_second: config.handshakes_per_second,
+                    dscp: config.dscp,
                     seed,
                 };
                 let lane = Lane::new(lane_config, Arc::clone(&table), clock::Instant::now());

@@ -26,7 +26,7 @@ use crate::{
     clock::Instant,
     command::{Event, LaneSnapshot, PeerSnapshot},
     drop_reason::{DropCounters, DropReason},
-    packet::flow::FlowHash,
+    packet::{dscp::Dscp, flow::FlowHash},
     peer::{Peer, PeerSlot, handshake::Gate, index::Indices},
     random::Random,
     table::Table,
@@ -59,6 +59,8 @@ pub struct LaneConfig {
     pub flow_key: [u8; 16],
     /// Handshake messages answered in a second before everybody has to show a cookie.
     pub handshakes_per_second: u32,
+    /// Class of service of outer headers.
+    pub dscp: Dscp,
     /// Seed of what must be hard to guess but is no key. Secret, different for each lane.
     pub seed: [u8; 32],
 }

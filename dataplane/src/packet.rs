@@ -2,6 +2,7 @@
 
 pub mod checksum;
 pub mod coalesce;
+pub mod dscp;
 pub mod ecn;
 pub mod flow;
 pub mod fragment;

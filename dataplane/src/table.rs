@@ -6,7 +6,7 @@
 pub mod prefix;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -223,6 +223,7 @@ pub struct Table {
     by_key: HashMap<PublicKey, (PeerId, u64)>,
     local_publics: Vec<PublicKey>,
     prefixes: PrefixMap,
+    endpoints: HashSet<IpAddr>,
 }
 
 impl Table {
@@ -270,12 +271,18 @@ impl Table {
         let peers =
             spec.peers.iter().flat_map(|peer| peer.allowed_ips.iter().map(|prefix| (*prefix, Owner::Peer(peer.id))));
         let prefixes = PrefixMap::new(own.chain(peers))?;
-        Ok(Self { spec, by_id, by_key, local_publics, prefixes })
+        let endpoints = spec.peers.iter().flat_map(|peer| &peer.endpoints).map(SocketAddr::ip).collect();
+        Ok(Self { spec, by_id, by_key, local_publics, prefixes, endpoints })
     }
 
     /// Whose `address` is, by the longest prefix over all peers and our own.
     pub fn owner(&self, address: IpAddr) -> Option<Owner> {
         self.prefixes.lookup(address)
+    }
+
+    /// True if a peer may be reached at this address.
+    pub fn is_endpoint(&self, address: IpAddr) -> bool {
+        self.endpoints.contains(&address)
     }
 
     /// A peer by its number.

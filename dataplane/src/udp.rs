@@ -57,12 +57,12 @@ pub type Datagrams = Batch<Outer>;
 
 /// A socket for datagrams. Its descriptor becomes readable when one waits; calls never block.
 pub trait Socket: AsFd + Send {
-    /// Replaces what is in `arrivals` by waiting datagrams; says how many slots they fill.
+    /// Replaces what is in `arrivals` by waiting datagrams, in at most `most` slots; says how many they fill.
     ///
     /// # Errors
     ///
     /// If the system refuses; the caller counts it and tries again.
-    fn receive(&mut self, arrivals: &mut Arrivals) -> io::Result<usize>;
+    fn receive(&mut self, arrivals: &mut Arrivals, most: usize) -> io::Result<usize>;
 
     /// Sends all datagrams as far as the system takes them; says how many it took. The others are gone: datagrams are
     /// never kept for later.

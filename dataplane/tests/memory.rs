@@ -154,6 +154,7 @@ fn ten_thousand_known_peers_want_nothing() {
         lanes: 1,
         flow_key: [0; 16],
         handshakes_per_second: 500,
+        dscp: mesh_dataplane::packet::dscp::Dscp::Clear,
         seed: [3; 32],
     };
     let now = mesh_dataplane::clock::Instant::from_start(Duration::from_secs(9));

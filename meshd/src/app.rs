@@ -253,14 +253,16 @@ fn start_engine(config: &Config, facts: &Facts, queues: Vec<TunQueue>) -> anyhow
     }
     let mut lanes = Vec::new();
     for (port, queue) in config.ports().zip(queues) {
-        let socket =
-            SystemSocket::bind(&SystemConfig { port, mark: Some(config.host.mark), ..SystemConfig::default() });
+        let mark = Some(config.host.mark);
+        let class = config.device.dscp.own_class();
+        let socket = SystemSocket::bind(&SystemConfig { port, mark, class, ..SystemConfig::default() });
         let socket = socket.with_context(|| format!("bind UDP port {port}"))?;
         lanes.push(LaneParts { queue: Box::new(queue), socket: Box::new(socket) });
     }
     let mut flow_key = [0; 16];
     flow_key.copy_from_slice(&facts.directory.mesh.as_bytes()[..16]);
-    let mut engine = Engine::start(EngineConfig { flow_key, ..EngineConfig::default() }, table, lanes)?;
+    let mut engine =
+        Engine::start(EngineConfig { flow_key, dscp: config.device.dscp, ..EngineConfig::default() }, table, lanes)?;
     let events = engine.take_events().context("events of the engine were taken")?;
     info!(lanes = engine.lanes(), port = config.device.port, "data plane started");
     Ok((engine, events))

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mesh_dataplane::packet::dscp::Dscp;
 use mesh_protocol::local::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, POD_LINK_GROUP};
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +65,9 @@ pub(crate) struct DeviceConfig {
     pub(crate) port: u16,
     /// Lanes.
     pub(crate) lanes: u8,
+    /// Class of service of what leaves on the lanes' ports.
+    #[serde(with = "parse::dscp")]
+    pub(crate) dscp: Dscp,
     /// Inner MTU in bytes; without it, it follows from the underlay's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) mtu: Option<u16>,
@@ -138,7 +142,7 @@ impl Default for Config {
 impl Default for DeviceConfig {
     /// Port 7100 is clear of 51820, 51821 and 51871, which other CNIs use.
     fn default() -> Self {
-        Self { name: "mesh0".into(), port: 7100, lanes: 1, mtu: None }
+        Self { name: "mesh0".into(), port: 7100, lanes: 1, dscp: Dscp::Clear, mtu: None }
     }
 }
 

@@ -15,6 +15,7 @@ use mesh_dataplane::{
     packet::{
         checksum,
         coalesce::Coalescer,
+        dscp::Dscp,
         flow::FlowHash,
         offload::{Cut, Offloads, Transport},
         segment::Segments,
@@ -84,6 +85,7 @@ impl Pair {
                 lanes: 1,
                 flow_key: [3; 16],
                 handshakes_per_second: 1_000,
+                dscp: Dscp::Clear,
                 seed: [own as u8 + 4; 32],
             };
             Lane::new(config, table(&secrets, own), now)

@@ -8,6 +8,7 @@ use mesh_dataplane::{
     clock::Instant,
     lane::{Lane, LaneConfig, Output},
     packet::{
+        dscp::Dscp,
         flow::FlowHash,
         fragment::Fragments,
         header::Header,
@@ -46,7 +47,14 @@ fn lane(own: u8, other: u8, own_prefixes: &[&str], allowed: &[&str]) -> Lane {
         own_prefixes: nets(own_prefixes),
         ..TableSpec::default()
     };
-    let config = LaneConfig { lane: 0, lanes: 1, flow_key: [1; 16], handshakes_per_second: u32::MAX, seed: [own; 32] };
+    let config = LaneConfig {
+        lane: 0,
+        lanes: 1,
+        flow_key: [1; 16],
+        handshakes_per_second: u32::MAX,
+        dscp: Dscp::Copy,
+        seed: [own; 32],
+    };
     Lane::new(config, Arc::new(Table::new(spec).expect("a right table")), NOW)
 }
 

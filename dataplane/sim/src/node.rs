@@ -13,7 +13,7 @@ use mesh_dataplane::{
     drop_reason::DropReason,
     key::{PresharedKey, SecretKey},
     lane::{Lane, LaneConfig, Output},
-    packet::flow::FlowHash,
+    packet::{dscp::Dscp, flow::FlowHash},
     table::{Lanes, LocalKey, PeerId, PeerSpec, RemoteKey, Table, TableSpec},
     udp::Ends,
 };
@@ -310,7 +310,7 @@ fn start_lanes(number: usize, lanes: usize, seed: u64, table: &Arc<Table>, now: 
         let mut bytes = [number as u8; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
         bytes[8] ^= lane as u8;
-        let config = LaneConfig { lane, lanes, flow_key: FLOW_KEY, handshakes_per_second: 500, seed: bytes };
+        let config = LaneConfig { lane, lanes, flow_key: FLOW_KEY, handshakes_per_second: 500, dscp: Dscp::Clear, seed: bytes };
         Lane::new(config, Arc::clone(table), now)
     };
     (0..lanes).map(start).collect()

@@ -52,6 +52,27 @@ pub(super) struct Worker {
     output: Output,
     crossed: Crossed,
     failures: u32,
+    from_socket: Pace,
+    from_queue: Pace,
+}
+
+/// How much a source is asked for in a round. What comes alone is passed on before anybody looks whether more has come,
+/// which would cost it a system call; what comes in crowds is taken in batches.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pace {
+    crowded: bool,
+}
+
+impl Pace {
+    /// Things to ask for, of a source that is ready.
+    fn most(self, batch: usize) -> usize {
+        if self.crowded { batch } else { 1 }
+    }
+
+    /// So many came of `asked`: if it is ready in the next round too, more wait there.
+    fn took(&mut self, count: usize, asked: usize) {
+        self.crowded = count >= asked.min(2);
+    }
 }
 
 /// Where a lane finds what is for it, and where it leaves what is for lane 0.
@@ -83,6 +104,8 @@ impl Worker {
             output: Output::new(),
             crossed: Crossed::default(),
             failures: 0,
+            from_socket: Pace::default(),
+            from_queue: Pace::default(),
         }
     }
 
@@ -101,11 +124,13 @@ impl Worker {
             }
             self.take_crossed(now);
         }
-        if ready.socket {
-            self.receive(now);
+        match ready.socket {
+            true => self.receive(now),
+            false => self.from_socket = Pace::default(),
         }
-        if ready.queue {
-            self.read(now);
+        match ready.queue {
+            true => self.read(now),
+            false => self.from_queue = Pace::default(),
         }
         // What is due beyond one call's share finds its turn in the next round, which does not wait.
         if self.lane.poll_timeout().is_some_and(|due| due <= now) {
@@ -179,10 +204,14 @@ impl Worker {
     }
 
     fn receive(&mut self, now: Instant) {
-        if let Err(error) = self.socket.receive(&mut self.arrivals) {
-            // Errors of earlier datagrams are reported here too; reading on clears them.
-            debug!(%error, "receive failed");
-            return;
+        let most = self.from_socket.most(SLOTS);
+        match self.socket.receive(&mut self.arrivals, most) {
+            Ok(count) => self.from_socket.took(count, most),
+            Err(error) => {
+                // Errors of earlier datagrams are reported here too; reading on clears them.
+                debug!(%error, "receive failed");
+                return;
+            }
         }
         // Taken out, so that what is made of it can be sent in between.
         let arrivals = mem::replace(&mut self.arrivals, Arrivals::none());
@@ -206,8 +235,12 @@ impl Worker {
     fn read(&mut self, now: Instant) {
         let Some(queue) = &mut self.queue else { return };
         self.supers.clear();
-        match queue.read(&mut self.supers, BUDGET) {
-            Ok(_) => self.failures = 0,
+        let most = self.from_queue.most(BUDGET);
+        match queue.read(&mut self.supers, most) {
+            Ok(count) => {
+                self.failures = 0;
+                self.from_queue.took(count, most);
+            }
             Err(error) => {
                 self.failures += 1;
                 if tun::is_lost(&error) || self.failures >= FAILURES {

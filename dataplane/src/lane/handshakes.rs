@@ -11,7 +11,7 @@ use crate::{
     drop_reason::DropReason,
     peer::{
         Peer, PeerSlot,
-        handshake::Admission,
+        handshake::{Admission, Origin},
         index::Indices,
         tunnel::{Due, TunnelKey},
     },
@@ -98,7 +98,8 @@ impl Lane {
         let Some(room) = out.datagrams.room() else {
             return self.drop(DropReason::SendFailed);
         };
-        let (local_epoch, remote) = match self.gate.admit(from.remote, initiation, now, &self.random, room) {
+        let origin = Origin { from: from.remote, listed: self.table.is_endpoint(from.remote.ip()) };
+        let (local_epoch, remote) = match self.gate.admit(origin, initiation, now, &self.random, room) {
             Admission::Admitted { local_epoch, remote } => (local_epoch, remote),
             Admission::Cookie(len) => {
                 out.datagrams.push_tight(len, from.into());
@@ -242,6 +243,9 @@ impl Lane {
     /// A session was confirmed: tells control what is new and sends what waited for it.
     pub(super) fn session_confirmed(&mut self, peer: &mut Peer, now: Instant, out: &mut Output) {
         self.end_detour(peer);
+        if let Some(endpoint) = peer.path.endpoint() {
+            self.gate.remember(endpoint.remote.ip(), &self.random);
+        }
         let lane = self.config.lane;
         if !peer.up {
             peer.up = true;

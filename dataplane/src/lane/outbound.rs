@@ -5,6 +5,7 @@ use crate::{
     clock::Instant,
     drop_reason::DropReason,
     packet::{
+        dscp::Dscp,
         ecn,
         fragment::Fragments,
         header::{Fragment, Header, TCP, UDP, is_unroutable_destination},
@@ -158,7 +159,7 @@ impl Lane {
             && !peer.is_waiting()
             && let Some(sending) = peer.sending(now)
         {
-            match seal(peer, sending, (padded, header.len), now, out) {
+            match seal(peer, sending, (padded, header.len), self.config.dscp, now, out) {
                 Ok(()) => self.stats.traffic.count_tx(header.len),
                 Err(reason) => self.drop(reason),
             }
@@ -204,7 +205,7 @@ impl Lane {
             let Some(padded) = peer.next_waiting() else { break };
             self.waiting_bytes -= padded.len();
             let len = Header::parse(&padded).map_or(padded.len(), |header| header.len);
-            match seal(peer, sending, (&padded, len), now, out) {
+            match seal(peer, sending, (&padded, len), self.config.dscp, now, out) {
                 Ok(()) => self.stats.traffic.count_tx(len),
                 Err(reason) => self.drop(reason),
             }
@@ -246,6 +247,7 @@ fn seal(
     peer: &mut Peer,
     sending: usize,
     (padded, len): (&[u8], usize),
+    dscp: Dscp,
     now: Instant,
     out: &mut Output,
 ) -> Result<(), DropReason> {
@@ -254,7 +256,7 @@ fn seal(
     match peer.tunnels[sending].seal(padded, now, room) {
         Sealed::Data(len) => {
             peer.wire.count_tx(len);
-            let class = ecn::traffic_class(padded) & ecn::MASK;
+            let class = dscp.outer_class(ecn::traffic_class(padded));
             out.datagrams.push_tight(len, Outer { ends: endpoint, class });
         }
         Sealed::Initiation(len) => {

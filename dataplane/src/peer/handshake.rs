@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! first MAC under one of our keys?  no: drop                              0.5 us
+//! a flood, and this one of the crowd?  yes: drop (flood)                  0.1 us
 //! bucket of the source empty, or lane under load?                         0.1 us
 //!     second MAC right (a cookie we gave to this address)?  no: cookie     3 us
 //!     bucket of proved sources empty?  yes: drop
@@ -14,8 +15,11 @@
 //! Counting is done here. A spoofed flood in the name of a peer thus makes that peer answer a cookie, once; it cannot
 //! lock it out.
 
+mod flood;
+
 use std::{
     net::{IpAddr, SocketAddr},
+    ops::{Not, Range},
     sync::Arc,
     time::Duration,
 };
@@ -26,16 +30,21 @@ use boringtun::{
 };
 
 use crate::{clock::Instant, drop_reason::DropReason, key::PublicKey, random::Random, table::Table};
+use flood::{FloodLimit, Seen};
 
 /// Handshakes a source may begin in a second.
 const PER_SECOND: u32 = 20;
 /// What it may save up, for each lane of the engine.
 const BURST_PER_LANE: u32 = 5;
+/// Cookies an address where no peer is known to be may be given in a second: several handshakes each.
+const COOKIES_PER_SECOND: u32 = 100;
 /// Sources remembered: sets times ways, 40 bytes each, 320 KiB in all.
 const SETS: usize = 2_048;
 const WAYS: usize = 4;
 /// Tokens are counted in thousandths.
 const TOKEN: u32 = 1_000;
+/// Length of each of the two MACs, which end a handshake message.
+const MAC_LEN: usize = 16;
 
 /// One of our static keys with what handshakes to it need.
 pub(crate) struct Identity {
@@ -59,10 +68,20 @@ pub(crate) enum Admission {
     Refused(DropReason),
 }
 
+/// Where an initiation came from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin {
+    /// Its source, which may be made up.
+    pub(crate) from: SocketAddr,
+    /// True if the table says that a peer may be there.
+    pub(crate) listed: bool,
+}
+
 /// Admits handshakes of one lane.
 pub(crate) struct Gate {
     identities: Vec<Identity>,
     buckets: Buckets,
+    flood: FloodLimit,
     per_second: u32,
     second: u64,
     count: u32,
@@ -71,7 +90,8 @@ pub(crate) struct Gate {
 impl Gate {
     pub(crate) fn new(per_second: u32, lanes: usize, table: &Table) -> Self {
         let burst = BURST_PER_LANE * TOKEN * lanes as u32;
-        let mut gate = Self { identities: Vec::new(), buckets: Buckets::new(burst), per_second, second: 0, count: 0 };
+        let (buckets, flood) = (Buckets::new(burst), FloodLimit::new(per_second));
+        let mut gate = Self { identities: Vec::new(), buckets, flood, per_second, second: 0, count: 0 };
         gate.set_keys(table);
         gate
     }
@@ -101,10 +121,15 @@ impl Gate {
         self.identities.iter().find(|identity| identity.epoch == epoch)
     }
 
+    /// A peer proved to be at this address: its handshakes are looked at in a flood too.
+    pub(crate) fn remember(&mut self, address: IpAddr, random: &Random) {
+        self.flood.remember(address, random);
+    }
+
     /// Checks an initiation of the right type and length. A cookie reply is written into `reply`, 64 bytes.
     pub(crate) fn admit(
         &mut self,
-        from: SocketAddr,
+        origin: Origin,
         initiation: &[u8],
         now: Instant,
         random: &Random,
@@ -119,9 +144,22 @@ impl Gate {
             (self.second, self.count) = (second, 0);
         }
         self.count = self.count.saturating_add(1);
-        let bucket = self.buckets.bucket(from.ip(), now, random);
+        let from = origin.from.ip();
+        let seen = Seen {
+            known: origin.listed || self.flood.heard_from(from, random),
+            claims_cookie: initiation.ends_with(&[0; MAC_LEN]).not(),
+        };
+        // One source alone must not use up what is for all of them.
+        let is_noisy = !seen.known && !seen.claims_cookie && self.buckets.is_out_of_cookies(from, now, random);
+        if self.count > self.per_second && (is_noisy || !self.flood.admits(seen, now)) {
+            return Admission::Refused(DropReason::HandshakeFlood);
+        }
+        let bucket = self.buckets.bucket(from, now, random);
         if self.count > self.per_second || !take(&mut bucket.unproved) {
-            match identity.strict.verify_packet(Some(from.ip()), initiation, reply) {
+            if !seen.claims_cookie && !take(&mut bucket.cookies) && !seen.known {
+                return Admission::Refused(DropReason::HandshakeFlood);
+            }
+            match identity.strict.verify_packet(Some(from), initiation, reply) {
                 Ok(_) if take(&mut bucket.proved) => {}
                 Ok(_) => return Admission::Refused(DropReason::HandshakeRate),
                 Err(TunnResult::WriteToNetwork(cookie)) => return Admission::Cookie(cookie.len()),
@@ -149,6 +187,14 @@ struct Bucket {
     unproved: u32,
     /// With one.
     proved: u32,
+    /// Cookies it may be given.
+    cookies: u32,
+}
+
+impl Bucket {
+    fn full(source: u64, now: Instant, burst: u32) -> Self {
+        Self { source, refilled: now, unproved: burst, proved: burst, cookies: COOKIES_PER_SECOND * TOKEN }
+    }
 }
 
 /// Takes one token if there is one.
@@ -166,19 +212,25 @@ struct Buckets {
 
 impl Buckets {
     fn new(burst: u32) -> Self {
-        let full = Bucket { source: 0, refilled: Instant::default(), unproved: burst, proved: burst };
+        let full = Bucket::full(0, Instant::default(), burst);
         Self { all: vec![full; SETS * WAYS].into_boxed_slice(), burst }
+    }
+
+    /// True for a source that lately asked for more cookies than it may have. One that is not remembered did not.
+    fn is_out_of_cookies(&self, address: IpAddr, now: Instant, random: &Random) -> bool {
+        let source = source_of(address);
+        let known = self.all[set(source, random)].iter().find(|bucket| bucket.source == source);
+        known.is_some_and(|bucket| bucket.cookies < TOKEN && now.since(bucket.refilled) < Duration::from_millis(10))
     }
 
     fn bucket(&mut self, address: IpAddr, now: Instant, random: &Random) -> &mut Bucket {
         let source = source_of(address);
-        let set = random.hash(&source.to_le_bytes()) as usize % SETS;
-        let ways = &mut self.all[set * WAYS..(set + 1) * WAYS];
+        let ways = &mut self.all[set(source, random)];
         let known = ways.iter().position(|bucket| bucket.source == source);
         let quietest = || (0..WAYS).min_by_key(|way| ways[*way].refilled).unwrap_or_default();
         let bucket = &mut ways[known.unwrap_or_else(quietest)];
         if known.is_none() {
-            *bucket = Bucket { source, refilled: now, unproved: self.burst, proved: self.burst };
+            *bucket = Bucket::full(source, now, self.burst);
         }
         let millis = now.since(bucket.refilled).min(Duration::from_secs(60)).as_millis() as u32;
         if millis > 0 {
@@ -186,10 +238,17 @@ impl Buckets {
             let more = millis * PER_SECOND;
             bucket.unproved = (bucket.unproved + more).min(self.burst);
             bucket.proved = (bucket.proved + more).min(self.burst);
+            bucket.cookies = (bucket.cookies + millis * COOKIES_PER_SECOND).min(COOKIES_PER_SECOND * TOKEN);
             bucket.refilled = now;
         }
         bucket
     }
+}
+
+/// Where a source may be remembered.
+fn set(source: u64, random: &Random) -> Range<usize> {
+    let set = random.hash(&source.to_le_bytes()) as usize % SETS;
+    set * WAYS..(set + 1) * WAYS
 }
 
 /// What counts as one source: an IPv4 address, the /64 of an IPv6 address.
@@ -232,8 +291,8 @@ mod tests {
         }
     }
 
-    fn from(host: u8) -> SocketAddr {
-        ([192, 0, 2, host], 7100).into()
+    fn from(host: u8) -> Origin {
+        Origin { from: ([192, 0, 2, host], 7100).into(), listed: false }
     }
 
     #[test]

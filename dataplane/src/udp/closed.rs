@@ -33,7 +33,7 @@ impl AsFd for ClosedSocket {
 }
 
 impl Socket for ClosedSocket {
-    fn receive(&mut self, arrivals: &mut Arrivals) -> io::Result<usize> {
+    fn receive(&mut self, arrivals: &mut Arrivals, _most: usize) -> io::Result<usize> {
         arrivals.clear();
         Ok(0)
     }

@@ -95,9 +95,9 @@ impl AsFd for MemorySocket {
 }
 
 impl Socket for MemorySocket {
-    fn receive(&mut self, arrivals: &mut Arrivals) -> io::Result<usize> {
+    fn receive(&mut self, arrivals: &mut Arrivals, most: usize) -> io::Result<usize> {
         arrivals.clear();
-        while arrivals.len() < arrivals.slots() {
+        while arrivals.len() < arrivals.slots().min(most) {
             let Some((from, datagram)) = self.try_receive() else { break };
             arrivals.push(from, &datagram);
         }

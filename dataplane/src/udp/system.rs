@@ -41,12 +41,14 @@ pub struct SystemConfig {
     pub mark: Option<u32>,
     /// Bytes asked for each of the two kernel buffers.
     pub buffer_bytes: usize,
+    /// Traffic class byte of what is sent without one.
+    pub class: u8,
 }
 
 impl Default for SystemConfig {
     /// Any port, all addresses, no mark, buffers of 4 MiB: a tenth of a second at 320 Mbit/s.
     fn default() -> Self {
-        Self { port: 0, address: None, mark: None, buffer_bytes: 4 << 20 }
+        Self { port: 0, address: None, mark: None, buffer_bytes: 4 << 20, class: 0 }
     }
 }
 
@@ -115,6 +117,12 @@ impl SystemSocket {
             };
             set_option(&socket, level, name, 1)?;
         }
+        if config.class != 0 {
+            set_option(&socket, libc::IPPROTO_IP, libc::IP_TOS, config.class.into())?;
+            if v6 {
+                set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, config.class.into())?;
+            }
+        }
         if let Some(mark) = config.mark {
             socket.set_mark(mark)?;
         }
@@ -158,8 +166,8 @@ impl AsFd for SystemSocket {
 }
 
 impl Socket for SystemSocket {
-    fn receive(&mut self, arrivals: &mut Arrivals) -> io::Result<usize> {
-        receive::receive(self, arrivals)
+    fn receive(&mut self, arrivals: &mut Arrivals, most: usize) -> io::Result<usize> {
+        receive::receive(self, arrivals, most)
     }
 
     fn send(&mut self, datagrams: &Datagrams) -> usize {

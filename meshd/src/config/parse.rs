@@ -195,9 +195,46 @@ pub(super) mod duration {
     }
 }
 
+/// A class of service as `"clear"`, `"copy"` or a number from 0 to 63.
+pub(super) mod dscp {
+    use mesh_dataplane::packet::dscp::Dscp;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Word(String),
+        Number(i64),
+    }
+
+    pub(crate) fn serialize<S: Serializer>(dscp: &Dscp, serializer: S) -> Result<S::Ok, S::Error> {
+        let written = match dscp {
+            Dscp::Clear => Written::Word("clear".into()),
+            Dscp::Copy => Written::Word("copy".into()),
+            Dscp::Fixed(class) => Written::Number((*class).into()),
+        };
+        written.serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Dscp, D::Error> {
+        let written = Written::deserialize(deserializer);
+        match written.as_ref().map(|written| match written {
+            Written::Word(word) if word == "clear" => Some(Dscp::Clear),
+            Written::Word(word) if word == "copy" => Some(Dscp::Copy),
+            Written::Number(class @ 0..64) => Some(Dscp::Fixed(*class as u8)),
+            Written::Word(_) | Written::Number(_) => None,
+        }) {
+            Ok(Some(dscp)) => Ok(dscp),
+            _ => Err(D::Error::custom("write \"clear\", \"copy\" or a number from 0 to 63")),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use mesh_dataplane::packet::dscp::Dscp;
 
     use super::*;
 
@@ -231,6 +268,14 @@ mod tests {
     }
 
     #[test]
+    fn a_class_of_service_is_a_word_or_a_number() {
+        let class = |text: &str| parse(&format!("[device]\ndscp = {text}")).unwrap().device.dscp;
+        assert_eq!([class("\"copy\""), class("\"clear\""), class("46")], [Dscp::Copy, Dscp::Clear, Dscp::Fixed(46)]);
+        let fixed = parse("[device]\ndscp = 46").unwrap();
+        assert_eq!(parse(&toml::to_string(&fixed).unwrap()).unwrap(), fixed);
+    }
+
+    #[test]
     fn unknown_keys_are_refused_with_line_and_nearest_key() {
         let error = parse("state_dir = \"/x\"\n[device]\nnmae = \"mesh0\"\n").unwrap_err();
         assert!(error.starts_with("meshd.toml:3: unknown key `nmae`; the nearest is `name`"), "{error}");
@@ -247,6 +292,9 @@ mod tests {
             ("[device]\nport = 1\nport = 2", "meshd.toml:3"),
             ("[device]\nmtu = 1279", "device.mtu"),
             ("[device]\nlanes = 2", "device.lanes"),
+            ("[device]\ndscp = 64", "meshd.toml:2"),
+            ("[device]\ndscp = \"high\"", "from 0 to 63"),
+            ("[device]\ndscp = true", "from 0 to 63"),
             ("[device]\nname = \"a/b\"", "device.name"),
             ("[host]\nmark = 0x80", "host.mark"),
             ("[host]\ntable = 254", "host.table"),

@@ -12,6 +12,7 @@ use super::*;
 use crate::{
     key::SecretKey,
     lane::LaneConfig,
+    packet::dscp::Dscp,
     table::{Lanes, LocalKey, PeerId, PeerSpec, RemoteKey, Table, TableSpec},
     tun::memory::MemoryQueue,
     udp::memory::{MemoryNetwork, MemorySocket},
@@ -50,7 +51,14 @@ struct Bench {
 
 fn bench(table: Arc<Table>, queue: Box<dyn Queue>) -> Bench {
     let network = MemoryNetwork::default();
-    let config = LaneConfig { lane: 0, lanes: 1, flow_key: [0; 16], handshakes_per_second: 500, seed: [3; 32] };
+    let config = LaneConfig {
+        lane: 0,
+        lanes: 1,
+        flow_key: [0; 16],
+        handshakes_per_second: 500,
+        dscp: Dscp::Clear,
+        seed: [3; 32],
+    };
     let lane = Lane::new(config, table, Instant::now());
     let mailbox = Arc::new(Mailbox::new().unwrap());
     let (sender, events) = mpsc::sync_channel(8);

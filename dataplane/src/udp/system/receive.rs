@@ -14,15 +14,24 @@ use super::{
 };
 use crate::udp::{Arrival, Arrivals};
 
-/// Replaces what is in `arrivals` by what waits.
-pub(super) fn receive(socket: &mut SystemSocket, arrivals: &mut Arrivals) -> io::Result<usize> {
+/// Replaces what is in `arrivals` by what waits, in at most `most` slots.
+pub(super) fn receive(socket: &mut SystemSocket, arrivals: &mut Arrivals, most: usize) -> io::Result<usize> {
+    // One message needs no room made for sixteen.
+    match most {
+        1 => receive_some::<1>(socket, arrivals, 1),
+        most => receive_some::<BATCH>(socket, arrivals, most),
+    }
+}
+
+/// One `recvmmsg` with room for `N` messages.
+fn receive_some<const N: usize>(socket: &mut SystemSocket, arrivals: &mut Arrivals, most: usize) -> io::Result<usize> {
     arrivals.clear();
-    let mut names = [EMPTY_NAME; BATCH];
-    let mut parts = [EMPTY_PART; BATCH];
-    let mut messages = [EMPTY_MESSAGE; BATCH];
-    let mut controls = [EMPTY_CONTROL; BATCH];
+    let mut names = [EMPTY_NAME; N];
+    let mut parts = [EMPTY_PART; N];
+    let mut messages = [EMPTY_MESSAGE; N];
+    let mut controls = [EMPTY_CONTROL; N];
     let mut slots = 0;
-    for (n, buffer) in arrivals.buffers().take(BATCH).enumerate() {
+    for (n, buffer) in arrivals.buffers().take(most.min(N)).enumerate() {
         parts[n] = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
         slots = n + 1;
     }

@@ -128,7 +128,12 @@ pub(super) fn send(socket: &mut SystemSocket, datagrams: &Datagrams) -> usize {
     let mut deadline = None;
     while let Some((outer, _)) = datagrams.get(at) {
         let (ends, to) = (outer.ends, outer.ends.remote.ip());
-        let error = match send_some(socket, datagrams, at) {
+        // One message needs no room made for sixteen.
+        let sent = match datagrams.len() - at {
+            1 => send_some::<1>(socket, datagrams, at),
+            _ => send_some::<BATCH>(socket, datagrams, at),
+        };
+        let error = match sent {
             // Does not occur; were it to, trying again would never end.
             Ok(0) => break,
             Ok(count) => {
@@ -177,15 +182,15 @@ fn has_room_by(socket: &SystemSocket, deadline: &mut Option<Instant>) -> bool {
     !left.is_zero() && matches!(ppoll(&mut fds, Some(TimeSpec::from(left)), None), Ok(1..))
 }
 
-/// One `sendmmsg` of datagrams from number `first` on; how many went.
-fn send_some(socket: &mut SystemSocket, datagrams: &Datagrams, first: usize) -> io::Result<usize> {
-    let mut names = [EMPTY_NAME; BATCH];
-    let mut parts = [EMPTY_PART; BATCH];
-    let mut messages = [EMPTY_MESSAGE; BATCH];
-    let mut controls = [EMPTY_CONTROL; BATCH];
-    let mut trains = [0; BATCH];
+/// One `sendmmsg` of datagrams from number `first` on, of at most `N` messages; how many datagrams went.
+fn send_some<const N: usize>(socket: &mut SystemSocket, datagrams: &Datagrams, first: usize) -> io::Result<usize> {
+    let mut names = [EMPTY_NAME; N];
+    let mut parts = [EMPTY_PART; N];
+    let mut messages = [EMPTY_MESSAGE; N];
+    let mut controls = [EMPTY_CONTROL; N];
+    let mut trains = [0; N];
     let (mut count, mut at) = (0, first);
-    while count < BATCH
+    while count < N
         && let Some((mut outer, head)) = datagrams.get(at)
     {
         let longest = socket.refusals.longest_train(outer.ends.remote.ip());

@@ -15,7 +15,7 @@ fn receive(socket: &mut SystemSocket, want: usize) -> Vec<(Ends, Vec<u8>)> {
     let mut all = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(5);
     while all.len() < want && Instant::now() < deadline {
-        socket.receive(&mut arrivals).unwrap();
+        socket.receive(&mut arrivals, 16).unwrap();
         for n in 0..arrivals.len() {
             let (from, datagrams) = arrivals.get(n).unwrap().unwrap();
             all.extend(datagrams.map(|bytes| (from.ends, bytes.to_vec())));
@@ -42,6 +42,30 @@ fn batches_pass_whole_and_in_order() {
     for ((from, bytes), (_, sent)) in got.iter().zip(datagrams.iter()) {
         assert_eq!(*from, a.local_addr().unwrap().into(), "bound to one address, there is nothing to choose");
         assert_eq!(bytes, sent);
+    }
+}
+
+#[test]
+fn what_has_no_class_of_its_own_gets_the_sockets() {
+    let address = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+    for (text, bound) in [("127.0.0.1", address("127.0.0.1")), ("127.0.0.1", None), ("::1", None)] {
+        let mut from = SystemSocket::bind(&SystemConfig { address: bound, class: 40, ..Default::default() }).unwrap();
+        let mut to = loopback(text);
+        let ends = Ends::from(to.local_addr().unwrap());
+        let mut datagrams = Datagrams::new(1_000, 4);
+        for class in [0, 41] {
+            datagrams.room().unwrap()[..2].fill(class);
+            datagrams.push_tight(2, Outer { ends, class });
+        }
+        assert_eq!(from.send(&datagrams), 2, "{text}");
+        let mut classes = Vec::new();
+        let mut arrivals = Arrivals::new(4);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while classes.len() < 2 && Instant::now() < deadline {
+            to.receive(&mut arrivals, 4).unwrap();
+            classes.extend((0..arrivals.len()).map(|n| arrivals.get(n).unwrap().map(|(outer, _)| outer.class)));
+        }
+        assert!(matches!(classes[..], [Ok(40), Ok(41)]), "{text}: {:?}", classes.len());
     }
 }
 
@@ -184,7 +208,7 @@ fn the_traffic_class_passes_and_parts_trains() {
         let mut got = Vec::new();
         let deadline = Instant::now() + Duration::from_secs(5);
         while got.len() < classes.len() && Instant::now() < deadline {
-            b.receive(&mut arrivals).unwrap();
+            b.receive(&mut arrivals, 16).unwrap();
             for n in 0..arrivals.len() {
                 let (from, datagrams) = arrivals.get(n).unwrap().unwrap();
                 got.extend(datagrams.map(|bytes| (from.class, bytes[0])));
