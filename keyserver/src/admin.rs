@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_protocol::admin::{AdminError, AdminErrorCode, AdminReply, AdminRequest, KeyserverStatus};
+use mesh_protocol::admin::{AdminError, AdminErrorCode, AdminReply, AdminRequest, KeyserverStatus, LONGEST_WAIT};
 use mesh_protocol::control::{Refusal, RefusalCode};
 use mesh_protocol::id::{Name, NodeId};
 use mesh_protocol::line::{self, LineBuffer};
@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
-use crate::directory::{ClusterRequest, RevocationTicket, RotationProgress, RotationTicket, TokenRequest};
+use crate::directory::{ClusterRequest, RevocationTicket, RotationProgress, TokenRequest};
 use crate::writer::{Operator, Stopped, Writer};
 
 /// Operators at once. Each may hold one line of 1 MiB.
@@ -28,8 +28,6 @@ const MAX_CLIENTS: usize = 32;
 const IDLE: Duration = Duration::from_secs(60);
 /// A client takes an answer within this.
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
-/// Longest wait that an operator may ask for.
-const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// What the process knows and the directory does not.
 #[derive(Debug)]
@@ -143,17 +141,14 @@ async fn answer(stream: &mut UnixStream, writer: &Operator, about: &About, text:
                 (Err(refusal), _) => send(stream, &failed(refusal)).await,
             }
         }
-        AdminRequest::Rotate { nodes, force, wait } => {
-            let rotation = writer.call(move |directory| (directory.rotate(&nodes, force), directory.progress()));
-            match rotation.await.map_err(stopped)? {
-                (Ok(ticket), progress) => {
-                    let result = follow_rotation(stream, writer, ticket, progress, wait_of(wait)).await;
-                    writer.call(move |directory| directory.end_rotation(ticket)).await.map_err(stopped)?;
-                    result
-                }
-                (Err(refusal), _) => send(stream, &failed(refusal)).await,
+        AdminRequest::Rotate { order, wait } if !order.dry_run => {
+            let job = writer.call(move |directory| directory.order_rotation(&order)).await.map_err(stopped)?;
+            match job {
+                Ok(job) => follow_rotation(stream, writer, job, wait_of(wait)).await,
+                Err(refusal) => send(stream, &failed(refusal)).await,
             }
         }
+        AdminRequest::RotationFollow { job, wait } => follow_rotation(stream, writer, job, wait_of(wait)).await,
         AdminRequest::AuditExport { from } => export_audit(stream, writer, from).await,
         request => {
             let reply = one_answer(writer, about, request).await.map_err(stopped)?;
@@ -182,7 +177,10 @@ fn words(request: &AdminRequest) -> (&'static str, bool) {
         AdminRequest::AuditExport { .. } => ("audit export", false),
         AdminRequest::NodeRestore { .. } => ("node restore", true),
         AdminRequest::NodeRevoke { .. } => ("node revoke", true),
-        AdminRequest::Rotate { .. } => ("rotate", true),
+        AdminRequest::Rotate { order, .. } => ("rotate", !order.dry_run),
+        AdminRequest::RotationFollow { .. } => ("rotation follow", false),
+        AdminRequest::RotationList => ("rotation list", false),
+        AdminRequest::RotationChange { .. } => ("rotation change", true),
     }
 }
 
@@ -243,7 +241,19 @@ async fn one_answer(
             let restored = writer.call(move |directory| directory.restore(&node)).await?;
             restored.map(|node| AdminReply::Nodes { nodes: vec![node] })
         }
-        AdminRequest::NodeRevoke { .. } | AdminRequest::Rotate { .. } | AdminRequest::AuditExport { .. } => {
+        AdminRequest::Rotate { order, .. } => {
+            let plan = writer.call(move |directory| directory.plan_rotation(&order)).await?;
+            plan.map(|nodes| AdminReply::RotationPlan { nodes })
+        }
+        AdminRequest::RotationList => {
+            let (jobs, nodes) = writer.call(|directory| directory.list_rotations()).await?;
+            Ok(AdminReply::Rotations { jobs, nodes })
+        }
+        AdminRequest::RotationChange { job, change } => {
+            let changed = writer.call(move |directory| directory.change_rotation(job, change)).await?;
+            changed.map(|jobs| AdminReply::Rotations { jobs, nodes: Vec::new() })
+        }
+        AdminRequest::NodeRevoke { .. } | AdminRequest::RotationFollow { .. } | AdminRequest::AuditExport { .. } => {
             Ok(bad_request("has more than one answer".to_owned()))
         }
     })
@@ -354,24 +364,34 @@ async fn follow_revocation(
     }
 }
 
-async fn follow_rotation(
-    stream: &mut UnixStream,
-    writer: &Operator,
-    ticket: RotationTicket,
-    mut progress: tokio::sync::watch::Receiver<u64>,
-    wait: Duration,
-) -> io::Result<()> {
+async fn follow_rotation(stream: &mut UnixStream, writer: &Operator, job: u64, wait: Duration) -> io::Result<()> {
     let started = Instant::now();
+    let mut progress = writer.call(|directory| directory.progress()).await.map_err(io::Error::other)?;
     let mut shown = None;
     loop {
         progress.mark_unchanged();
-        let now = writer.call(move |directory| directory.rotation_progress(ticket)).await.map_err(io::Error::other)?;
+        let now = writer.call(move |directory| directory.rotation_progress(job)).await.map_err(io::Error::other)?;
+        let now = match now {
+            Ok(now) => now,
+            Err(refusal) => return send(stream, &failed(refusal)).await,
+        };
         let over = now.done || started.elapsed() >= wait;
         if over || shown.as_ref() != Some(&now) {
             shown = Some(now.clone());
-            let RotationProgress { total, promoted, confirmed, failed, offline, .. } = now;
+            let RotationProgress { job, wave, waves, total, promoted, confirmed, failed, offline, .. } = now;
             let millis = millis(started);
-            let reply = AdminReply::Rotation { total, promoted, confirmed, failed, offline, millis, done: over };
+            let reply = AdminReply::Rotation {
+                job,
+                wave,
+                waves,
+                total,
+                promoted,
+                confirmed,
+                failed,
+                offline,
+                millis,
+                done: over,
+            };
             send(stream, &reply).await?;
         }
         if over {

@@ -49,7 +49,7 @@ pub(crate) use enrol::{Enrolment, JoinAttempt, ShowError, Shown};
 pub(crate) use history::{History, layout};
 use reserve::Reservations;
 pub(crate) use revoke::RevocationTicket;
-pub(crate) use rotate::{RotationProgress, RotationTicket};
+pub(crate) use rotate::RotationProgress;
 pub(crate) use session::{Frame, Hello, Opening, SessionKey};
 pub(crate) use token::TokenRequest;
 use watch::Hub;
@@ -89,7 +89,7 @@ pub(crate) struct Directory {
     /// Revision of the store up to which it forgot what was overwritten.
     compacted: u64,
     hub: Hub,
-    rotations: BTreeMap<u64, rotate::Rotation>,
+    rotations: rotate::Jobs,
     /// What is kept for nodes that wait for an issuer elsewhere; the store has the same.
     reservations: Reservations,
     publishers: BTreeMap<NodeId, publish::Allowance>,
@@ -112,6 +112,7 @@ impl Directory {
         let history = History::load(store.as_ref())?;
         let audit = audit::AuditLog::load(store.as_ref())?;
         let reservations = Reservations::load(store.as_ref())?;
+        let rotations = rotate::Jobs::load(store.as_ref())?;
         let mut directory = Self {
             hub: Hub::new(history.position),
             store,
@@ -125,7 +126,7 @@ impl Directory {
             refusal_logged: None,
             offer: None,
             compacted: 0,
-            rotations: BTreeMap::new(),
+            rotations,
             reservations,
             publishers: BTreeMap::new(),
             alarms: Vec::new(),
@@ -265,6 +266,9 @@ impl Directory {
             self.hub.changed(envelope);
         }
         self.reservations = Reservations::load(self.store.as_ref()).map_err(|error| unavailable(&error))?;
+        let rotations = rotate::Jobs::load(self.store.as_ref()).map_err(|error| unavailable(&error))?;
+        let before = std::mem::replace(&mut self.rotations, rotations);
+        self.rotations.keep(before);
         self.history = fresh;
         let audit = audit::AuditLog::load(self.store.as_ref()).map_err(|error| unavailable(&error))?;
         self.audit = audit.reloaded(std::mem::take(&mut self.audit));
@@ -313,7 +317,7 @@ impl Directory {
 
     /// When [`Self::tick`] wants to be called next.
     pub(crate) fn next_tick(&self) -> Instant {
-        self.hub.due()
+        self.rotations_due().map_or(self.hub.due(), |due| due.min(self.hub.due()))
     }
 
     /// Shows what is due: changes gathered for 50 ms, and a checkpoint each minute.
@@ -321,6 +325,7 @@ impl Directory {
         if self.hub.changes_due() {
             self.flush();
         }
+        self.drive_rotations();
         if self.hub.minute_due() {
             self.renew_grants();
             self.release_reservations();

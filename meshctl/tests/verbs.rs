@@ -133,7 +133,7 @@ fn ping_counts_answers_and_losses() {
 }
 
 fn rotation(promoted: &[&str], confirmed: &[&str], failed: Value, offline: &[&str], done: bool) -> Value {
-    json!({"reply": "rotation", "total": 3, "promoted": promoted, "confirmed": confirmed, "failed": failed,
+    json!({"reply": "rotation", "job": 3, "wave": 1, "waves": 2, "total": 3, "promoted": promoted, "confirmed": confirmed, "failed": failed,
         "offline": offline, "millis": 900, "done": done})
 }
 
@@ -146,7 +146,7 @@ fn rotation_of_all_goes_through_the_keyserver() {
     let desk = Desk::new().keyserver(lines(&replies)).node("");
     let ran = desk.run("keys rotate --wait 5s").ok();
     assert_eq!(ran.out, "3 of 3 nodes rotated, all others know after 900 ms\n");
-    assert!(ran.err.contains("0/3 confirmed, 1 promoted"), "{ran:?}");
+    assert!(ran.err.contains("0/3 confirmed, 1 promoted, wave 1 of 2"), "{ran:?}");
     assert_eq!(desk.asked(), [json!({"request": "rotate", "nodes": [], "force": false, "wait": 5000})]);
     let json = desk.run("keys rotate --node n1 --force --json").ok();
     assert_eq!(json.json()["scope"], "mesh");
@@ -167,6 +167,55 @@ fn rotation_that_is_incomplete_fails_and_says_why() {
     }
     let offline = rotation(&["n1", "n2"], &["n1", "n2"], json!([]), &["n3"], true);
     assert!(Desk::new().keyserver(lines(&[offline])).run("keys rotate").ok().out.contains("not rotated: n3"));
+}
+
+#[test]
+fn orders_reach_the_keyserver_as_they_were_given() {
+    let desk = Desk::new().keyserver(lines(&[rotation(&["n1"], &["n1", "n2", "n3"], json!([]), &[], true)]));
+    desk.run("keys rotate --cluster east --wave 10% --every 7d --at 2030-01-31T03:00:00Z --wait").ok();
+    let expected = json!({"request": "rotate", "nodes": [], "cluster": "east", "force": false, "at": 1_896_058_800,
+        "every": 604_800, "wave": 10, "wait": 86_400_000});
+    assert_eq!(desk.asked(), [expected]);
+    for words in ["--wave 0%", "--wave 101", "--at yesterday", "--cluster east --node n1", "--local --every 7d"] {
+        assert_eq!(desk.run(&format!("keys rotate {words}")).code, 2, "{words}");
+    }
+    let later = json!({"reply": "rotation", "job": 4, "total": 0, "promoted": [], "confirmed": [], "failed": [],
+        "offline": [], "millis": 0, "done": true});
+    let later = Desk::new().keyserver(lines(&[later])).run("keys rotate --at 2h").ok();
+    assert!(later.out.contains("rotation 4 has nobody to ask yet"), "{later:?}");
+}
+
+#[test]
+fn a_plan_lists_waves_and_what_is_in_the_way() {
+    let node = |name, wave, connected, previous: Option<u64>| json!({"node": name, "wave": wave, "connected": connected, "epoch": 4, "previous": previous});
+    let nodes = [node("n1", 1, true, None), node("n2", 1, true, Some(3)), node("n3", 2, false, None)];
+    let desk = Desk::new().keyserver(lines(&[json!({"reply": "rotation-plan", "nodes": nodes})]));
+    let ran = desk.run("keys rotate --wave 60% --dry-run").ok();
+    assert!(ran.out.contains("2     n3    4    not connected: asked when it comes"), "{ran:?}");
+    assert!(ran.out.contains("epoch 3 still answers: refuses without --force"), "{ran:?}");
+    assert_eq!(desk.run("keys rotate --dry-run --json").ok().json()["nodes"], json!(nodes));
+}
+
+#[test]
+fn jobs_are_shown_held_and_ended() {
+    let job = json!({"job": 3, "state": "paused", "whom": "cluster east", "force": false, "wave_percent": 10, "wave": 2,
+        "waves": 10, "every": 604_800, "next": null, "began": 1_896_058_800, "ended": null, "total": 30, "promoted": 6,
+        "confirmed": 5, "failed": [{"node": "n9", "error": "too early"}], "offline": 1});
+    let node = json!({"name": "n1", "node": id("1"), "cluster": "east", "connected": true, "epoch": 5,
+        "phase": "confirmed", "jobs": [3]});
+    let desk = Desk::new().keyserver(lines(&[json!({"reply": "rotations", "jobs": [job], "nodes": [node]})]));
+    let ran = desk.run("keys status").ok();
+    assert!(ran.out.contains("3    paused  cluster east  2/10  6/30"), "{ran:?}");
+    assert!(ran.out.contains("job 3: n9 refused: too early"), "{ran:?}");
+    assert!(ran.out.contains("n1    east     yes        5    confirmed  3"), "{ran:?}");
+    for (words, job, change) in
+        [("pause", None, "pause"), ("resume 3", Some(3), "resume"), ("cancel 3", Some(3), "cancel")]
+    {
+        desk.run(&format!("keys {words}")).ok();
+        let expected = json!({"request": "rotation-change", "job": job, "change": change});
+        assert_eq!(desk.asked().last(), Some(&expected));
+    }
+    assert_eq!(desk.run("keys cancel").code, 2, "which one has to be said");
 }
 
 #[test]

@@ -242,6 +242,7 @@ pub(crate) fn control_setup(config: &Config) -> ControlSetup {
         mark: config.host.mark,
         port: config.device.port,
         lanes: config.device.lanes,
+        keys: config.keys.clone(),
     }
 }
 

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use parse::ConfigError;
 
 use crate::control::ControlConfig;
+use crate::identity::KeysConfig;
 
 /// Where the configuration lies unless told otherwise.
 pub(crate) const DEFAULT_PATH: &str = "/etc/mesh/meshd.toml";
@@ -39,6 +40,8 @@ pub(crate) struct Config {
     pub(crate) device: DeviceConfig,
     /// Keyservers and own addresses.
     pub(crate) control: ControlConfig,
+    /// When own keys rotate.
+    pub(crate) keys: KeysConfig,
     /// Numbers that other programs on the host may use too.
     pub(crate) host: HostConfig,
     /// Logs.
@@ -132,6 +135,7 @@ impl Default for Config {
             shutdown_grace: Duration::from_secs(5),
             device: DeviceConfig::default(),
             control: ControlConfig::default(),
+            keys: KeysConfig::default(),
             host: HostConfig::default(),
             log: LogConfig::default(),
             metrics: MetricsConfig::default(),

@@ -31,8 +31,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::directory::Directory;
 use crate::exchange::{Counters, socket::Datagrams};
 use crate::facts::{DirectoryFacts, HostFacts, OwnKeys};
-use crate::identity::Identity;
+use crate::identity::{Identity, KeysConfig};
 
+pub(crate) use agent::Rotations;
 pub(crate) use driver::now;
 
 /// Rotations that wait: each is answered within milliseconds. When full, the next one waits for room.
@@ -60,6 +61,8 @@ pub(crate) struct ControlSetup {
     pub(crate) port: u16,
     /// Lanes of this node, 1 to 8.
     pub(crate) lanes: u8,
+    /// When the own keys rotate.
+    pub(crate) keys: KeysConfig,
 }
 
 /// Starts the control task. Facts and keys are those on disk, with a keyserver or without.
@@ -117,6 +120,15 @@ pub(crate) enum RotateError {
     /// The promotion before is not in the directory yet: peers would know neither key.
     #[error("the keyserver has not taken the record of the rotation before: peers could not follow, try again")]
     Unpublished,
+    /// The keyserver has asked for more rotations than an operator needs.
+    #[error(
+        "the keyserver has asked for too many rotations: the next one in {}, or on the node itself by meshctl keys rotate --local",
+        humantime::format_duration(std::time::Duration::from_secs(.left.as_secs()))
+    )]
+    TooOften {
+        /// Until it may ask again.
+        left: std::time::Duration,
+    },
     /// The new keys could not be stored.
     #[error("cannot store the new keys, so nothing changed: {0}")]
     Storage(String),
@@ -150,6 +162,8 @@ pub(crate) struct ControlReport {
     pub(crate) exchange: Counters,
     /// Control sessions that were opened since start.
     pub(crate) sessions: u64,
+    /// Rotations of the own keys since start.
+    pub(crate) rotations: Rotations,
     /// Running time without a fresh checkpoint, as of `read`.
     pub(crate) unconfirmed: std::time::Duration,
     /// How long that may last.

@@ -10,6 +10,7 @@ mod disk;
 mod kem;
 mod record;
 mod ring;
+mod schedule;
 
 use std::path::PathBuf;
 
@@ -26,6 +27,7 @@ use crate::state_dir::{StateDir, StateError};
 
 pub(crate) use disk::Membership;
 pub(crate) use ring::KeyRing;
+pub(crate) use schedule::{KeysConfig, LONGEST, SHORTEST};
 
 /// This node has no usable identity. Nothing was overwritten.
 #[derive(Debug, thiserror::Error)]
@@ -230,7 +232,7 @@ impl Identity {
     pub(crate) fn promote(&mut self, now: UnixSeconds, force: bool) -> Result<u64, RotateError> {
         self.ring.may_promote(now, force)?;
         let spare = random_secret().map_err(|error| RotateError::Storage(error.to_string()))?;
-        let next = self.ring.promoted(spare, now);
+        let next = self.ring.after_promotion(spare, now);
         self.replace_ring(next).map_err(|error| RotateError::Storage(error.to_string()))?;
         Ok(self.ring.current().epoch)
     }

@@ -20,6 +20,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
 use crate::app::Node;
+use crate::control::Rotations;
 use crate::exchange::Counters;
 
 /// Binds the address.
@@ -81,6 +82,8 @@ struct Seen {
     alarms: u64,
     key_epoch: u64,
     key_age: u64,
+    key_due: Option<u64>,
+    rotations: Rotations,
 }
 
 impl Seen {
@@ -90,6 +93,8 @@ impl Seen {
         let report = node.control.report.borrow().clone();
         let host = node.host.report.borrow().clone();
         let now = Instant::now();
+        let wall = crate::control::now().wall;
+        let due = node.config.keys.due(facts.directory.own.node, facts.keys.current.0, facts.keys.promoted);
         let up = snapshot.peers.values().filter(|peer| peer.tunnels.iter().any(|tunnel| tunnel.confirmed)).count();
         Self {
             peers_known: facts.directory.peers.len() as u64,
@@ -107,7 +112,9 @@ impl Seen {
             host_refusals: host.refused.len() as u64,
             alarms: (report.alarms.len() + node.alarms.list(now).len()) as u64,
             key_epoch: facts.keys.current.0,
-            key_age: crate::control::now().wall.saturating_sub(facts.keys.promoted),
+            key_age: wall.saturating_sub(facts.keys.promoted),
+            key_due: due.map(|due| due.saturating_sub(wall)),
+            rotations: report.rotations,
             snapshot,
         }
     }
@@ -140,6 +147,10 @@ impl Collector for Seen {
         for (name, help, value) in gauges {
             gauge(to, name, help, value)?;
         }
+        if let Some(due) = self.key_due {
+            gauge(to, "mesh_keys_rotation_due_seconds", "Time until the schedule rotates the own key", due)?;
+        }
+        self.rotations(to)?;
         counter(to, "mesh_control_sessions", "Control sessions opened", self.sessions)?;
         counter(to, "mesh_directory_refused_objects", "Objects of the directory that were refused", self.refused)?;
         counter(
@@ -189,6 +200,18 @@ impl Seen {
             ConstGauge::new(lane.tunnels as u64).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
+    }
+
+    fn rotations(&self, to: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Rotations { operator, keyserver, schedule, clock, refused } = self.rotations;
+        let constant = ConstCounter::new(0_u64);
+        let help = "Rotations of the own keys, by cause";
+        let mut family = to.encode_descriptor("mesh_keys_rotations", help, None, constant.metric_type())?;
+        let causes = [("operator", operator), ("keyserver", keyserver), ("schedule", schedule), ("clock", clock)];
+        for (cause, count) in causes {
+            ConstCounter::new(count).encode(family.encode_family(&[("cause", cause)])?)?;
+        }
+        counter(to, "mesh_keys_refused_rotations", "Rotations asked for by the keyserver and refused", refused)
     }
 
     fn drops(&self, to: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {

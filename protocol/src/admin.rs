@@ -1,5 +1,7 @@
 //! What `meshctl` says to a keyserver over its root-only Unix socket: [JSON lines](crate::line).
 
+mod rotation;
+
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
@@ -9,6 +11,11 @@ use crate::UnixSeconds;
 use crate::audit::AuditHead;
 use crate::id::{MeshId, Name, NodeId, Position, TokenId};
 use crate::key::VerifyKey;
+
+pub use rotation::{
+    KeyPhase, LONGEST_WAIT, NodeKeys, PlannedRotation, RotationChange, RotationFailure, RotationJob, RotationOrder,
+    RotationState,
+};
 
 /// Where a keyserver listens for operators unless configured otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/mesh-keyserver/admin.sock";
@@ -112,15 +119,30 @@ pub enum AdminRequest {
         /// Number of the first entry, from 1.
         from: u64,
     },
-    /// Have nodes promote their spare keys. Answers: [`AdminReply::Rotation`], the last one `done`.
+    /// Have nodes promote their spare keys, as a job. Answers: [`AdminReply::Rotation`], the last one `done`; of a dry run
+    /// [`AdminReply::RotationPlan`].
     Rotate {
-        /// Names or ids; empty: all.
-        nodes: Vec<String>,
-        /// Also nodes whose key before still answers for peers that were away.
-        #[serde(default)]
-        force: bool,
+        /// Whose, when, how many at a time.
+        #[serde(flatten)]
+        order: RotationOrder,
         /// Milliseconds to wait for nodes that are connected.
         wait: u64,
+    },
+    /// Follow a job. Answers: [`AdminReply::Rotation`], the last one `done`.
+    RotationFollow {
+        /// Its number.
+        job: u64,
+        /// Milliseconds to wait for nodes that are connected.
+        wait: u64,
+    },
+    /// Answer: [`AdminReply::Rotations`].
+    RotationList,
+    /// Hold a job, let it go on, or end it. Answer: [`AdminReply::Rotations`] with those that changed, without nodes.
+    RotationChange {
+        /// Which; absent: all that are not over.
+        job: Option<u64>,
+        /// What.
+        change: RotationChange,
     },
 }
 
@@ -243,7 +265,16 @@ pub enum AdminReply {
     },
     /// How far a rotation is. Progress until `done`.
     Rotation {
-        /// Nodes asked for.
+        /// Number of its job, which goes on by itself.
+        #[serde(default)]
+        job: u64,
+        /// Wave that is under way, from 1; 0: it has not begun.
+        #[serde(default)]
+        wave: u32,
+        /// How many there are.
+        #[serde(default)]
+        waves: u32,
+        /// Nodes in it.
         total: u32,
         /// Those whose new record is in the directory.
         promoted: Vec<Name>,
@@ -253,10 +284,22 @@ pub enum AdminReply {
         failed: Vec<RotationFailure>,
         /// Those that are not connected.
         offline: Vec<Name>,
-        /// Milliseconds since it began.
+        /// Milliseconds since the request.
         millis: u64,
-        /// Nothing follows: all confirmed or failed, or the wait is over.
+        /// Nothing follows: all confirmed or failed, or the job is held, or its time has not come, or the wait is over.
         done: bool,
+    },
+    /// What a rotation would do.
+    RotationPlan {
+        /// In the order in which they would be asked.
+        nodes: Vec<PlannedRotation>,
+    },
+    /// Jobs, newest first, and the keys of nodes, by name.
+    Rotations {
+        /// The newest 64.
+        jobs: Vec<RotationJob>,
+        /// Every member.
+        nodes: Vec<NodeKeys>,
     },
 }
 
@@ -299,15 +342,6 @@ pub struct ImportedGrant {
     pub name: Name,
     /// Why it was refused; absent: it is in force.
     pub error: Option<String>,
-}
-
-/// A node that did not rotate.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RotationFailure {
-    /// Which.
-    pub node: Name,
-    /// Why.
-    pub error: String,
 }
 
 /// The keyserver's state.

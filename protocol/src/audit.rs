@@ -29,8 +29,9 @@ pub struct AuditEntry {
     pub time: UnixSeconds,
     /// Who: `uid 0 (root) pid 17` at the admin socket, `node NAME`, `token ID`, or `keyserver`.
     pub actor: String,
-    /// What, in kebab-case: `join`, `renew`, `restore`, `revoke`, `rotate`, `rotate-request`, `policy`, `token-create`,
-    /// `token-revoke`, `evidence`, `join-pending`, `join-reject`, `join-expire`.
+    /// What, in kebab-case: `join`, `renew`, `restore`, `revoke`, `rotate`, `rotate-request`, `rotate-round`,
+    /// `rotate-pause`, `rotate-resume`, `rotate-cancel`, `policy`, `token-create`, `token-revoke`, `evidence`,
+    /// `join-pending`, `join-reject`, `join-expire`.
     pub action: String,
     /// To whom: a node, a token, a policy.
     pub subject: String,

@@ -315,6 +315,9 @@ pub struct KeyStatus {
     pub spare: u64,
     /// Seconds since the current one was promoted.
     pub current_age: u64,
+    /// Seconds until the node rotates by itself; absent if it does not.
+    #[serde(default)]
+    pub rotates_in: Option<u64>,
     /// The keyserver has the newest record.
     pub published: bool,
 }

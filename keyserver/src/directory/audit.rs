@@ -112,15 +112,6 @@ impl Directory {
         self.audit.actor = actor;
     }
 
-    /// Notes what an operator asked for that changes nothing here yet.
-    pub(super) fn note_request(&mut self, action: &'static str, subject: String, detail: String) {
-        if self.writable().is_ok() {
-            // Refused: logged there, and the alarm stands; what was asked for is done all the same.
-            let deed = self.deed(action, subject, detail, None);
-            let _ = self.commit_with(&Txn::default(), vec![deed]);
-        }
-    }
-
     /// Runs a transaction together with its lines of the log.
     pub(super) fn commit_with(&mut self, txn: &Txn, deeds: Vec<Deed>) -> Result<(), Refusal> {
         let count = deeds.len() as u64;
@@ -134,7 +125,7 @@ impl Directory {
         Ok(())
     }
 
-    fn deed(&self, action: &'static str, subject: String, detail: String, actor: Option<String>) -> Deed {
+    pub(super) fn deed(&self, action: &'static str, subject: String, detail: String, actor: Option<String>) -> Deed {
         let actor = self.audit.actor.clone().or(actor).unwrap_or_else(|| "keyserver".to_owned());
         Deed { actor, action, subject, detail }
     }

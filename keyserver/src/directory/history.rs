@@ -39,6 +39,8 @@ pub(crate) mod layout {
     pub(crate) const VOIDED: &[u8] = b"void/";
     /// 8 bytes, big-endian: tokens up to then, in seconds since 1970, are void, because the store was restored then.
     pub(crate) const TOKENS_SINCE: &[u8] = b"tokens-since";
+    /// Rotations that operators ordered.
+    pub(crate) const ROTATIONS: &[u8] = b"rotation/";
     /// Proofs that somebody signed two truths.
     pub(crate) const EVIDENCE: &[u8] = b"evidence/";
 
@@ -48,6 +50,11 @@ pub(crate) mod layout {
     /// One change: its envelope.
     pub(crate) fn history(revision: u64) -> Vec<u8> {
         [HISTORY, &revision.to_be_bytes()].concat()
+    }
+
+    /// One rotation: its job.
+    pub(crate) fn rotation(job: u64) -> Vec<u8> {
+        [ROTATIONS, &job.to_be_bytes()].concat()
     }
 
     /// One line of the audit log.

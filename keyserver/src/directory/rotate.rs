@@ -1,156 +1,315 @@
-//! Rotation on an operator's word: nodes are asked, their new records show that they did, confirmations that all know.
+//! Rotation on an operator's word: a job in the store, driven in waves. Nodes are asked, their new records show that they
+//! did, confirmations that all know. A node decides for itself: it promotes its own spare key, and refuses what comes too
+//! often.
+//!
+//! ```text
+//! order ──> job (store) ── due ──> round ── wave by wave ──> Rotate to its nodes
+//!                                    └── steps <── records, confirmations, refusals
+//! ```
+//!
+//! What a job has decided is stored before anybody is asked, and a node may be asked twice: after an end of this process,
+//! of a node or of a session, it goes on from the store and the directory.
+
+mod job;
+mod operate;
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
+use mesh_protocol::UnixSeconds;
 use mesh_protocol::admin::RotationFailure;
-use mesh_protocol::control::{Refusal, RefusalCode, ServerMessage};
-use mesh_protocol::id::{Name, NodeId, Position};
+use mesh_protocol::cbor;
+use mesh_protocol::control::{Refusal, ServerMessage};
+use mesh_protocol::id::{Name, NodeId};
+use tracing::{info, warn};
 
-use super::revoke::reaches;
-use super::{Directory, SessionKey, refusal};
+use super::{Directory, SessionKey, layout, unix_now};
+use crate::store::{Operation, Range, Store, StoreError, Txn};
 
-/// Rotations that may run at once.
-const MAX_ROTATIONS: usize = 16;
+use job::{AWAITED, Job, Step};
 
-/// A rotation that is under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RotationTicket(u64);
+/// Least time between two looks at jobs.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// After a refused write.
+const LOOK_AFTER_FAILURE: Duration = Duration::from_secs(10);
 
-/// What became of one node.
-#[derive(Debug, Clone)]
-struct Turn {
-    name: Name,
-    /// Epoch of its current key when it was asked.
-    before: Option<u64>,
-    /// Where its new record stands.
-    promoted: Option<Position>,
-    failed: Option<String>,
-    offline: bool,
+/// All jobs, and what the directory does not say of nodes' keys.
+#[derive(Debug)]
+pub(super) struct Jobs {
+    jobs: BTreeMap<u64, Job>,
+    /// Of each node, its newest key.
+    keys: BTreeMap<NodeId, Known>,
+    /// When they may be looked at again, and how often something had happened when they were last.
+    next_look: Instant,
+    seen: Option<u64>,
 }
 
-/// One request of an operator.
-#[derive(Debug)]
-pub(super) struct Rotation {
-    turns: BTreeMap<NodeId, Turn>,
-    force: bool,
+/// What is known of a node's newest key.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    epoch: u64,
+    /// Revision of the directory that has it.
+    revision: u64,
+    /// Every connected node has had it in force.
+    confirmed: bool,
 }
 
 /// How far a rotation is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct RotationProgress {
+    pub(crate) job: u64,
+    pub(crate) wave: u32,
+    pub(crate) waves: u32,
     pub(crate) total: u32,
     pub(crate) promoted: Vec<Name>,
     pub(crate) confirmed: Vec<Name>,
     pub(crate) failed: Vec<RotationFailure>,
     pub(crate) offline: Vec<Name>,
-    /// Nothing more will happen.
+    /// Nothing more will happen for now.
     pub(crate) done: bool,
 }
 
+impl Jobs {
+    /// Reads them from the store. What does not decode was written by no version of this program.
+    pub(super) fn load(store: &dyn Store) -> Result<Self, StoreError> {
+        let entries = store.range(&Range::prefix(layout::ROTATIONS), None, usize::MAX)?;
+        let jobs = entries.iter().filter_map(|entry| cbor::from_slice::<Job>(&entry.value).ok());
+        let jobs = jobs.map(|job| (job.id, job)).collect();
+        Ok(Self { jobs, keys: BTreeMap::new(), next_look: Instant::now(), seen: None })
+    }
+
+    /// Keeps what only this process knows of `before`.
+    pub(super) fn keep(&mut self, before: Self) {
+        (self.keys, self.next_look) = (before.keys, Instant::now() + LOOK_AFTER_FAILURE);
+    }
+
+    /// As if the clock had been set forward by `seconds` for one job.
+    #[cfg(test)]
+    pub(super) fn backdate(&mut self, id: u64, seconds: u64) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.next = job.next.map(|next| next.saturating_sub(seconds));
+        if let Some(round) = &mut job.round {
+            round.began = round.began.saturating_sub(seconds);
+        }
+    }
+
+    fn open(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.values().filter(|job| !job.is_over())
+    }
+
+    fn open_ids(&self) -> Vec<u64> {
+        self.open().map(|job| job.id).collect()
+    }
+}
+
 impl Directory {
-    /// Asks nodes to promote their spare keys; none named: all.
-    pub(crate) fn rotate(&mut self, nodes: &[String], force: bool) -> Result<RotationTicket, Refusal> {
-        if self.rotations.len() >= MAX_ROTATIONS {
-            return Err(refusal(RefusalCode::Busy, format!("{MAX_ROTATIONS} rotations are under way")));
+    /// When [`Self::drive_rotations`] wants to be called: something happened, or a job's time comes.
+    pub(super) fn rotations_due(&self) -> Option<Instant> {
+        self.rotations.open().next()?;
+        if self.rotations.seen != Some(self.hub.happened()) {
+            return Some(self.rotations.next_look);
         }
-        let chosen: Vec<NodeId> = if nodes.is_empty() {
-            self.view().members().filter(|(_, member)| !member.has_departed()).map(|(node, _)| *node).collect()
-        } else {
-            nodes.iter().map(|node| self.find_node(node)).collect::<Result<_, _>>()?
-        };
-        let request = u64::from_be_bytes(
-            crate::keys::random().map_err(|error| refusal(RefusalCode::Unavailable, error.to_string()))?,
-        );
+        let now = unix_now();
+        let next = self.rotations.open().filter(|job| !job.paused).filter_map(|job| job.next).min()?;
+        // Wall clocks are set: it is looked at again after an hour at the latest.
+        let wait = Duration::from_secs(next.saturating_sub(now).min(3600));
+        Some((Instant::now() + wait).max(self.rotations.next_look))
+    }
+
+    /// Takes every job as far as it goes now.
+    pub(super) fn drive_rotations(&mut self) {
+        if self.rotations_due().is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        self.rotations.next_look = Instant::now() + LOOK_EVERY;
+        self.rotations.seen = Some(self.hub.happened());
+        self.look_at_keys();
+        for id in self.rotations.open_ids() {
+            if self.drive(id).is_err() {
+                // Refused: logged there, and the alarm stands.
+                self.rotations.next_look = Instant::now() + LOOK_AFTER_FAILURE;
+                self.rotations.seen = None;
+                return;
+            }
+        }
+    }
+
+    /// As if its time had come.
+    #[cfg(test)]
+    pub(super) fn drive_rotations_now(&mut self) {
+        (self.rotations.next_look, self.rotations.seen) = (Instant::now(), None);
+        self.drive_rotations();
+    }
+
+    /// Notes which keys are new and which are in force everywhere.
+    fn look_at_keys(&mut self) {
+        let (least, revision) = (self.least_applied(), self.position().revision);
+        let members = self.history.view.members();
+        let mut keys = BTreeMap::new();
+        for (node, member) in members {
+            let Some(record) = &member.record else { continue };
+            let epoch = record.object.current.epoch;
+            let held = self.rotations.keys.get(node).copied().filter(|held| held.epoch == epoch);
+            let mut known = held.unwrap_or(Known { epoch, revision, confirmed: false });
+            known.confirmed |= least.is_none_or(|least| least >= known.revision);
+            keys.insert(*node, known);
+        }
+        self.rotations.keys = keys;
+    }
+
+    /// Revision that every connected node has in force; none: nobody is connected.
+    fn least_applied(&self) -> Option<u64> {
+        let epoch = self.position().epoch;
+        let sessions = self.hub.sessions().values();
+        let applied = sessions.map(|session| session.applied.filter(|applied| applied.epoch == epoch));
+        applied.map(|applied| applied.map_or(0, |applied| applied.revision)).min()
+    }
+
+    fn drive(&mut self, id: u64) -> Result<(), Refusal> {
+        let now = unix_now();
+        loop {
+            let Some(held) = self.rotations.jobs.get(&id) else { return Ok(()) };
+            let mut job = held.clone();
+            if job.is_due(now) {
+                job.begin(self.chosen(&job), now);
+            }
+            self.give_up_absent(&mut job, now);
+            let asked = job.advance(&self.steps(&job), now);
+            if job == *held {
+                return Ok(());
+            }
+            self.store_job(job, now)?;
+            self.ask(id, asked);
+        }
+    }
+
+    /// Nodes of a round that begins, with the epochs of their keys, in the order of their ids, which is no order of theirs:
+    /// a wave is a sample of all clusters.
+    fn chosen(&self, job: &Job) -> Vec<(NodeId, Option<u64>)> {
+        let members = self.view().members().filter(|(_, member)| !member.has_departed());
+        let members = members.filter(|(node, member)| match &job.cluster {
+            Some(cluster) => member.grant.object.cluster == *cluster,
+            None => job.nodes.is_empty() || job.nodes.contains(node),
+        });
+        members.map(|(node, member)| (*node, member.record.as_ref().map(|held| held.object.current.epoch))).collect()
+    }
+
+    /// A node that does not come for a day is left to its own schedule.
+    fn give_up_absent(&self, job: &mut Job, now: UnixSeconds) {
+        let Some(round) = job.under_way().filter(|round| now >= round.began.saturating_add(AWAITED)) else { return };
+        let steps = self.steps(job);
+        let absent = round.turns.iter().zip(steps).filter(|(_, step)| *step == Step::Offline);
+        let absent: Vec<NodeId> = absent.map(|(turn, _)| turn.node).collect();
+        for node in absent {
+            job.fail(node, "was not connected for a day");
+        }
+    }
+
+    /// Writes a job, and in the audit log that its round began or ended.
+    fn store_job(&mut self, job: Job, now: UnixSeconds) -> Result<(), Refusal> {
+        let before = self.rotations.jobs.get(&job.id).and_then(|held| held.round.as_ref()).map(|round| round.number);
+        let round = job.round.as_ref().filter(|round| Some(round.number) != before);
+        let begun = round.map(|round| {
+            let detail = format!("round {} of {} nodes{}", round.number, round.turns.len(), forced(&job));
+            self.deed("rotate-round", format!("job {}", job.id), detail, None)
+        });
+        self.writable()?;
+        let put = Operation::Put(layout::rotation(job.id), cbor::to_vec(&job));
+        self.commit_with(&Txn { then: vec![put], ..Txn::default() }, begun.into_iter().collect())?;
+        if job.ended == Some(now) {
+            info!(job = job.id, "rotation over");
+        }
+        self.rotations.jobs.insert(job.id, job);
+        Ok(())
+    }
+
+    fn ask(&mut self, id: u64, turns: std::ops::Range<usize>) {
+        // What was published before goes out first, in this order.
         self.flush();
-        let mut turns = BTreeMap::new();
-        for node in chosen {
-            let Some(member) = self.view().member(node) else { continue };
-            let name = member.grant.object.name.clone();
-            let before = member.record.as_ref().map(|record| record.object.current.epoch);
-            let offline = !self.hub.send(node, &ServerMessage::Rotate { request, force, after: before });
-            turns.insert(node, Turn { name, before, promoted: None, failed: None, offline });
+        let Some(job) = self.rotations.jobs.get(&id) else { return };
+        let Some(round) = &job.round else { return };
+        let request = job.request();
+        for turn in round.turns.get(turns).unwrap_or_default() {
+            let message = ServerMessage::Rotate { request, force: job.force, after: turn.before };
+            self.hub.send(turn.node, &message);
         }
-        let whom = if nodes.is_empty() { "all nodes".to_owned() } else { nodes.join(" ") };
-        let detail = format!("{} nodes asked{}", turns.len(), if force { ", forced" } else { "" });
-        self.rotations.insert(request, Rotation { turns, force });
-        self.note_request("rotate-request", whom, detail);
-        Ok(RotationTicket(request))
     }
 
     /// A node has a new session: what it was asked in the one before may not have reached it.
     pub(super) fn ask_again(&mut self, node: NodeId) {
-        let Self { rotations, hub, .. } = self;
-        for (request, rotation) in rotations {
-            let Some(turn) = rotation.turns.get_mut(&node) else { continue };
-            if turn.promoted.is_none() && turn.failed.is_none() {
-                let (request, force, after) = (*request, rotation.force, turn.before);
-                turn.offline = !hub.send(node, &ServerMessage::Rotate { request, force, after });
+        for id in self.rotations.open_ids() {
+            let Some(job) = self.rotations.jobs.get(&id).filter(|job| !job.paused) else { continue };
+            let Some(round) = job.under_way() else { continue };
+            let opened = round.turns.iter().take(round.opened as usize);
+            let Some(at) = opened.into_iter().position(|turn| turn.node == node) else { continue };
+            if matches!(self.step(&round.turns[at], true), Step::Asked | Step::Offline) {
+                self.ask(id, at..at + 1);
             }
         }
+    }
+
+    /// Asks those again who were asked and did not answer: the job was held.
+    fn ask_all_again(&mut self, id: u64) {
+        let nodes = self
+            .rotations
+            .jobs
+            .get(&id)
+            .and_then(Job::under_way)
+            .map(|round| round.turns.iter().take(round.opened as usize).map(|turn| turn.node).collect::<Vec<_>>());
+        let nodes = nodes.unwrap_or_default();
+        nodes.into_iter().for_each(|node| self.ask_again(node));
     }
 
     /// A node answered.
     pub(crate) fn rotated(&mut self, key: SessionKey, request: u64, epoch: Option<u64>, error: Option<String>) {
-        let turn = self.rotations.get_mut(&request).and_then(|rotation| rotation.turns.get_mut(&key.node));
-        if let (Some(turn), None) = (turn, epoch) {
+        let id = Job::of_request(request);
+        let job = self.rotations.jobs.get(&id).filter(|job| job.request() == request && !job.is_over());
+        // Its record tells better that it did.
+        if let (Some(mut job), None) = (job.cloned(), epoch) {
             let words = error.unwrap_or_else(|| "it did not say why".to_owned());
-            turn.failed = Some(words.chars().take(256).collect());
+            let asked = self.step_of(&job, key.node) == Some(Step::Asked);
+            if asked && job.fail(key.node, &words) {
+                warn!(job = id, node = %key.node.short(), error = %words, "node did not rotate");
+                // Refused: it is asked again with its next session.
+                let _ = self.store_job(job, unix_now());
+            }
         }
         self.hub.progressed();
     }
 
-    /// How far it is.
-    pub(crate) fn rotation_progress(&mut self, ticket: RotationTicket) -> RotationProgress {
-        let Some(mut rotation) = self.rotations.remove(&ticket.0) else {
-            return RotationProgress { done: true, ..RotationProgress::default() };
-        };
-        let position = self.position();
-        for (node, turn) in &mut rotation.turns {
-            let record = self.view().member(*node).and_then(|member| member.record.as_ref());
-            let epoch = record.map(|record| record.object.current.epoch);
-            if turn.promoted.is_none() && epoch > turn.before {
-                turn.promoted = Some(position);
-                turn.offline = false;
-            }
+    /// How far each node of the newest round is.
+    fn steps(&self, job: &Job) -> Vec<Step> {
+        let Some(round) = &job.round else { return Vec::new() };
+        let opened = round.opened as usize;
+        round.turns.iter().enumerate().map(|(at, turn)| self.step(turn, at < opened)).collect()
+    }
+
+    fn step_of(&self, job: &Job, node: NodeId) -> Option<Step> {
+        let round = job.round.as_ref()?;
+        let at = round.turns.iter().position(|turn| turn.node == node)?;
+        Some(self.step(&round.turns[at], at < round.opened as usize))
+    }
+
+    fn step(&self, turn: &job::Turn, opened: bool) -> Step {
+        if turn.confirmed {
+            return Step::Confirmed;
         }
-        let progress = self.summary(&rotation);
-        self.rotations.insert(ticket.0, rotation);
-        progress
-    }
-
-    fn summary(&self, rotation: &Rotation) -> RotationProgress {
-        let mut progress = RotationProgress {
-            total: u32::try_from(rotation.turns.len()).unwrap_or(u32::MAX),
-            done: true,
-            ..RotationProgress::default()
-        };
-        for (node, turn) in &rotation.turns {
-            let connected = self.hub.sessions().contains_key(node);
-            if let Some(position) = turn.promoted {
-                progress.promoted.push(turn.name.clone());
-                if self.everybody_reached(position) {
-                    progress.confirmed.push(turn.name.clone());
-                } else {
-                    progress.done = false;
-                }
-            } else if let Some(error) = &turn.failed {
-                progress.failed.push(RotationFailure { node: turn.name.clone(), error: error.clone() });
-            } else if turn.offline || !connected {
-                progress.offline.push(turn.name.clone());
-            } else {
-                progress.done = false;
-            }
+        let Some(member) = self.view().member(turn.node) else { return Step::Failed };
+        let epoch = member.record.as_ref().map(|record| record.object.current.epoch);
+        if epoch > turn.before {
+            let known = self.rotations.keys.get(&turn.node);
+            let confirmed = known.is_some_and(|known| known.confirmed && Some(known.epoch) == epoch);
+            return if confirmed { Step::Confirmed } else { Step::Promoted };
         }
-        progress
+        match (&turn.failed, opened) {
+            (Some(_), _) => Step::Failed,
+            (None, false) => Step::Unasked,
+            (None, true) if self.hub.sessions().contains_key(&turn.node) => Step::Asked,
+            (None, true) => Step::Offline,
+        }
     }
+}
 
-    fn everybody_reached(&self, position: Position) -> bool {
-        let reached = |applied: Option<Position>| applied.is_some_and(|applied| reaches(applied, position));
-        self.hub.sessions().values().all(|session| reached(session.applied))
-    }
-
-    /// The operator is gone.
-    pub(crate) fn end_rotation(&mut self, ticket: RotationTicket) {
-        self.rotations.remove(&ticket.0);
-    }
+fn forced(job: &Job) -> &'static str {
+    if job.force { ", forced" } else { "" }
 }

@@ -1,6 +1,7 @@
 //! What only shows from inside: renewals, queues that overflow, evidence.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod rotation;
 mod waiting;
 
 use std::net::SocketAddr;

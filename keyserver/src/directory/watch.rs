@@ -72,6 +72,11 @@ impl Hub {
         self.progress.subscribe()
     }
 
+    /// How often [`Self::progressed`] was called.
+    pub(super) fn happened(&self) -> u64 {
+        *self.progress.borrow()
+    }
+
     pub(super) fn progressed(&self) {
         self.progress.send_modify(|count| *count += 1);
     }

@@ -7,5 +7,6 @@ mod crash;
 mod enrol;
 mod hostile;
 mod revoke;
+mod rotate;
 mod server;
 mod session;

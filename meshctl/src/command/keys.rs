@@ -1,42 +1,94 @@
-//! `meshctl keys rotate`: nodes promote their spare WireGuard keys, without losing a packet.
+//! `meshctl keys`: nodes promote their spare WireGuard keys, without losing a packet.
 
-use std::time::{Duration, Instant};
+mod jobs;
+mod local;
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::bail;
-use mesh_protocol::admin::{AdminReply, AdminRequest, RotationFailure};
+use mesh_protocol::admin::{
+    AdminReply, AdminRequest, LONGEST_WAIT, PlannedRotation, RotationChange, RotationFailure, RotationOrder,
+};
 use mesh_protocol::id::Name;
-use mesh_protocol::local::{LocalReply, LocalRequest};
 use serde::Serialize;
 
 use super::{Context, millis, parse_duration, unexpected};
 use crate::client::{ClientError, Conversation, PATIENCE};
-use crate::output::{self, Progress};
+use crate::output::{self, Progress, Table};
 
 const HELP: &str = "\
 Examples:
   meshctl keys rotate
-  meshctl keys rotate --node n1 --node n2
-  meshctl keys rotate --local";
+  meshctl keys rotate --cluster east --wave 10%
+  meshctl keys rotate --local
+  meshctl keys status
+  meshctl keys pause";
 
 const ROTATE_HELP: &str = "\
-Through the keyserver's admin socket all nodes rotate, or the named ones. With --local, or where no admin socket is, \
-this node alone rotates, through meshd.
+Through the keyserver's admin socket all nodes rotate, or the named ones, or those of a cluster. The rotation is a job of \
+the keyserver: it goes on when this command ends, and after any restart. With --local, or where no admin socket is, this \
+node alone rotates, through meshd.
+
+A node promotes its own spare key, and no key leaves it. It refuses while its previous key still answers for peers that \
+were away, unless forced, and when a keyserver asks too often.
 
 Examples:
   meshctl keys rotate
   meshctl keys rotate --node n1 --node n2 --wait 2m
+  meshctl keys rotate --all --wave 10%
+  meshctl keys rotate --cluster east --dry-run
+  meshctl keys rotate --at 2030-01-31T03:00:00Z
+  meshctl keys rotate --every 7d --wave 5%
   meshctl keys rotate --local --force
 
-JSON, through the keyserver: {\"scope\": \"mesh\", \"total\", \"promoted\": [..], \"confirmed\": [..], \"failed\": \
-[{\"node\", \"error\"}], \"offline\": [..], \"millis\", \"done\"}
+JSON, through the keyserver: {\"scope\": \"mesh\", \"job\", \"wave\", \"waves\", \"total\", \"promoted\": [..], \
+\"confirmed\": [..], \"failed\": [{\"node\", \"error\"}], \"offline\": [..], \"millis\", \"done\"}
+JSON, with --dry-run: {\"scope\": \"plan\", \"nodes\": [{\"node\", \"wave\", \"connected\", \"epoch\", \"previous\"}]}
 JSON, this node: {\"scope\": \"node\", \"epoch\", \"peers\", \"confirmed\", \"done\"}
-Exit status: 0 if every connected node that was asked has rotated and all peers use the new key";
+Exit status: 0 if every connected node that was asked has rotated and all peers use the new key, or the job is for later";
+
+const STATUS_HELP: &str = "\
+On the keyserver's machine: jobs, and of each node how far its newest key is: promoted (in the directory), confirmed (in \
+force at every connected node), retired (the key before is wiped). With --local, or where no admin socket is: this node, and \
+how far each peer is.
+
+Examples:
+  meshctl keys status
+  meshctl keys status --local
+
+JSON, through the keyserver: {\"scope\": \"mesh\", \"jobs\": [{\"job\", \"state\", \"whom\", \"wave\", \"waves\", \
+\"every\", \"next\", \"began\", \"ended\", \"total\", \"promoted\", \"confirmed\", \"failed\", \"offline\", ..}], \
+\"nodes\": [{\"name\", \"node\", \"cluster\", \"connected\", \"epoch\", \"phase\", \"jobs\"}]}
+JSON, this node: {\"scope\": \"node\", \"current\", \"previous\", \"spare\", \"age\", \"rotates_in\", \"published\", \
+\"peers\": [{\"name\", \"phase\", \"local_epoch\", \"remote_epoch\", \"tunnels\"}]}";
+
+const PAUSE_HELP: &str = "\
+Nodes that were asked already go on; no further one is asked.
+
+Examples:
+  meshctl keys pause
+  meshctl keys pause 3";
+
+const RESUME_HELP: &str = "\
+Examples:
+  meshctl keys resume
+  meshctl keys resume 3";
+
+const CANCEL_HELP: &str = "\
+Nodes that were asked already go on; a rotation cannot be taken back. A job that begins again and again ends for good.
+
+Examples:
+  meshctl keys cancel 3";
 
 /// Rotate the keys of nodes
 #[derive(Debug, clap::Subcommand)]
 #[command(after_help = HELP)]
 pub(crate) enum Verb {
     Rotate(Rotate),
+    Status(Status),
+    Pause(Pause),
+    Resume(Resume),
+    Cancel(Cancel),
 }
 
 /// Promote the spare keys of all nodes, of some, or of this one
@@ -46,36 +98,153 @@ pub(crate) struct Rotate {
     /// Name or id of a node; repeat it for several
     #[arg(long = "node", value_name = "NODE", conflicts_with = "local")]
     nodes: Vec<String>,
+    /// All nodes of a cluster
+    #[arg(long, value_name = "CLUSTER", conflicts_with_all = ["local", "nodes"])]
+    cluster: Option<Name>,
+    /// All nodes, which is what happens without this too
+    #[arg(long, conflicts_with_all = ["local", "nodes", "cluster"])]
+    all: bool,
     /// This node only, through meshd
     #[arg(long)]
     local: bool,
     /// Also nodes whose previous key still answers for peers that were away
     #[arg(long)]
     force: bool,
+    /// Begin then: a time in UTC like 2030-01-31T03:00:00Z, or how long from now, like 2h
+    #[arg(long, value_name = "TIME", conflicts_with = "local", value_parser = parse_time)]
+    at: Option<u64>,
+    /// Begin again so long after the end of the round before
+    #[arg(long, value_name = "TIME", conflicts_with = "local", value_parser = parse_duration)]
+    every: Option<Duration>,
+    /// Ask so many nodes in a hundred at a time; the next ones when these are through
+    #[arg(long, value_name = "PERCENT", conflicts_with = "local", value_parser = parse_percent)]
+    wave: Option<u8>,
+    /// Say what would happen, and in which order
+    #[arg(long, conflicts_with = "local")]
+    dry_run: bool,
     /// How long to wait for the others to follow; the rotation itself goes on
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", default_missing_value = "1day", num_args = 0..=1, value_parser = parse_duration)]
     wait: Duration,
 }
 
+/// Show rotations, and how far the keys of nodes are
+#[derive(Debug, clap::Args)]
+#[command(after_help = STATUS_HELP)]
+pub(crate) struct Status {
+    /// This node and its peers, through meshd
+    #[arg(long)]
+    local: bool,
+}
+
+/// Hold rotations: no further node is asked
+#[derive(Debug, clap::Args)]
+#[command(after_help = PAUSE_HELP)]
+pub(crate) struct Pause {
+    /// Number of the job; without it, all
+    job: Option<u64>,
+}
+
+/// Let rotations go on that were held
+#[derive(Debug, clap::Args)]
+#[command(after_help = RESUME_HELP)]
+pub(crate) struct Resume {
+    /// Number of the job; without it, all
+    job: Option<u64>,
+}
+
+/// End a rotation: no further node is asked, now or later
+#[derive(Debug, clap::Args)]
+#[command(after_help = CANCEL_HELP)]
+pub(crate) struct Cancel {
+    /// Number of the job
+    job: u64,
+}
+
+/// Seconds since 1970 of a time, or of now and a duration.
+fn parse_time(text: &str) -> Result<u64, String> {
+    let time = match humantime::parse_duration(text) {
+        Ok(later) => SystemTime::now().checked_add(later).ok_or("that is too far away")?,
+        Err(_) => humantime::parse_rfc3339_weak(text)
+            .map_err(|error| format!("{error}; write it like 2030-01-31T03:00:00Z, or like 2h"))?,
+    };
+    time.duration_since(UNIX_EPOCH).map(|since| since.as_secs()).map_err(|_| "that is before 1970".to_owned())
+}
+
+fn parse_percent(text: &str) -> Result<u8, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse::<u8>().ok();
+    number.filter(|percent| (1..=100).contains(percent)).ok_or_else(|| "it is 1% to 100%".to_owned())
+}
+
 pub(crate) fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
-    let Verb::Rotate(args) = verb;
-    if args.local {
-        return rotate_node(&args, context);
+    match verb {
+        Verb::Rotate(args) => rotate(&args, context),
+        Verb::Status(args) => jobs::status(args.local, context),
+        Verb::Pause(args) => jobs::change(args.job, RotationChange::Pause, context),
+        Verb::Resume(args) => jobs::change(args.job, RotationChange::Resume, context),
+        Verb::Cancel(args) => jobs::change(Some(args.job), RotationChange::Cancel, context),
     }
-    let request = AdminRequest::Rotate { nodes: args.nodes.clone(), force: args.force, wait: millis(args.wait) };
+}
+
+fn rotate(args: &Rotate, context: &Context) -> anyhow::Result<()> {
+    if args.local {
+        return local::rotate(args.force, args.wait, context);
+    }
+    let order = args.order();
+    // Only this is also a wish for this node.
+    let plain = order == RotationOrder { force: args.force, ..RotationOrder::default() } && !args.all;
+    let request = AdminRequest::Rotate { order, wait: millis(args.wait) };
     match Conversation::start(&context.admin_socket, &request) {
-        Ok(conversation) => rotate_mesh(&args, conversation, context),
-        Err(ClientError::NoSocket { .. }) if args.nodes.is_empty() => {
+        Ok(conversation) if args.dry_run => plan(conversation, context),
+        Ok(conversation) => rotate_mesh(args, conversation, context),
+        Err(ClientError::NoSocket { .. }) if plain => {
             output::note("no keyserver on this machine: rotating this node only");
-            rotate_node(&args, context)
+            local::rotate(args.force, args.wait, context)
         }
         Err(error) => Err(error.into()),
     }
 }
 
+impl Rotate {
+    fn order(&self) -> RotationOrder {
+        RotationOrder {
+            nodes: self.nodes.clone(),
+            cluster: self.cluster.clone(),
+            force: self.force,
+            at: self.at,
+            every: self.every.map(|every| every.as_secs()),
+            wave: self.wave,
+            dry_run: self.dry_run,
+        }
+    }
+}
+
+fn plan(mut conversation: Conversation<AdminReply>, context: &Context) -> anyhow::Result<()> {
+    let nodes = match conversation.next(PATIENCE)? {
+        AdminReply::RotationPlan { nodes } => nodes,
+        other => return Err(unexpected(other)),
+    };
+    context.show(&serde_json::json!({ "scope": "plan", "nodes": nodes }), || plan_text(&nodes))
+}
+
+fn plan_text(nodes: &[PlannedRotation]) -> String {
+    let mut table = Table::new(["WAVE", "NODE", "KEY", "REMARK"]);
+    for node in nodes {
+        let remark = match (node.connected, node.previous) {
+            (false, _) => "not connected: asked when it comes".to_owned(),
+            (true, Some(previous)) => format!("epoch {previous} still answers: refuses without --force"),
+            (true, None) => String::new(),
+        };
+        table.row([node.wave.to_string(), node.node.to_string(), output::maybe(node.epoch), remark]);
+    }
+    table.render()
+}
+
 #[derive(Debug, Serialize)]
 struct MeshRotation {
     scope: &'static str,
+    job: u64,
+    wave: u32,
+    waves: u32,
     total: u32,
     promoted: Vec<Name>,
     confirmed: Vec<Name>,
@@ -90,8 +259,9 @@ impl TryFrom<AdminReply> for MeshRotation {
 
     fn try_from(reply: AdminReply) -> anyhow::Result<Self> {
         match reply {
-            AdminReply::Rotation { total, promoted, confirmed, failed, offline, millis, done } => {
-                Ok(Self { scope: "mesh", total, promoted, confirmed, failed, offline, millis, done })
+            AdminReply::Rotation { job, wave, waves, total, promoted, confirmed, failed, offline, millis, done } => {
+                let scope = "mesh";
+                Ok(Self { scope, job, wave, waves, total, promoted, confirmed, failed, offline, millis, done })
             }
             other => Err(unexpected(other)),
         }
@@ -104,7 +274,16 @@ impl MeshRotation {
         (self.total as usize).saturating_sub(self.confirmed.len() + self.failed.len() + self.offline.len())
     }
 
+    fn show_in(&self, progress: &mut Progress) {
+        let expected = (self.total as usize).saturating_sub(self.failed.len() + self.offline.len());
+        let wave = if self.waves > 1 { format!(", wave {} of {}", self.wave, self.waves) } else { String::new() };
+        progress.update(self.confirmed.len(), expected, &format!("confirmed, {} promoted{wave}", self.promoted.len()));
+    }
+
     fn text(&self) -> String {
+        if self.waves == 0 {
+            return format!("rotation {} has nobody to ask yet: see meshctl keys status\n", self.job);
+        }
         let total = output::plural(self.total as usize, "node", "nodes");
         let mut text =
             format!("{} of {total} rotated, all others know after {} ms\n", self.confirmed.len(), self.millis);
@@ -124,18 +303,20 @@ impl MeshRotation {
 }
 
 fn rotate_mesh(args: &Rotate, mut conversation: Conversation<AdminReply>, context: &Context) -> anyhow::Result<()> {
+    let deadline = Instant::now() + args.wait;
     let mut progress = Progress::new(context.json);
     let rotation = loop {
         let rotation = MeshRotation::try_from(conversation.next(args.wait + PATIENCE)?)?;
-        if rotation.done {
+        rotation.show_in(&mut progress);
+        let left = deadline.saturating_duration_since(Instant::now());
+        if !rotation.done {
+            continue;
+        }
+        if rotation.missing() == 0 || left.is_zero() || rotation.millis < millis(LONGEST_WAIT) {
             break rotation;
         }
-        let expected = (rotation.total as usize).saturating_sub(rotation.failed.len() + rotation.offline.len());
-        progress.update(
-            rotation.confirmed.len(),
-            expected,
-            &format!("confirmed, {} promoted", rotation.promoted.len()),
-        );
+        let request = AdminRequest::RotationFollow { job: rotation.job, wait: millis(left) };
+        conversation = Conversation::start(&context.admin_socket, &request)?;
     };
     drop(progress);
     context.show(&rotation, || rotation.text())?;
@@ -146,57 +327,13 @@ fn rotate_mesh(args: &Rotate, mut conversation: Conversation<AdminReply>, contex
     if rotation.missing() > 0 {
         let count = output::plural(rotation.missing(), "node", "nodes");
         let wait = humantime::format_duration(args.wait);
-        bail!("{count} not confirmed everywhere within {wait}; it goes on by itself, see meshctl node list");
+        bail!(
+            "{count} not confirmed everywhere within {wait}; rotation {} goes on by itself, see meshctl keys status",
+            rotation.job
+        );
     }
     if !args.nodes.is_empty() && !rotation.offline.is_empty() {
         bail!("not connected: {}; rotate again when they are back", output::list(&rotation.offline));
-    }
-    Ok(())
-}
-
-#[derive(Debug, Serialize)]
-struct NodeRotation {
-    scope: &'static str,
-    epoch: u64,
-    peers: u32,
-    confirmed: u32,
-    done: bool,
-}
-
-fn rotate_node(args: &Rotate, context: &Context) -> anyhow::Result<()> {
-    let deadline = Instant::now() + args.wait;
-    let mut conversation =
-        Conversation::<LocalReply>::start(&context.socket, &LocalRequest::Rotate { force: args.force })?;
-    let mut progress = Progress::new(context.json);
-    let mut newest: Option<NodeRotation> = None;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let reply = match conversation.next(left) {
-            Err(ClientError::Timeout { .. }) if newest.is_some() => break,
-            reply => reply?,
-        };
-        let LocalReply::Rotation { epoch, peers, confirmed, done } = reply else {
-            return Err(unexpected(reply));
-        };
-        progress.update(confirmed as usize, peers as usize, &format!("peers use epoch {epoch}"));
-        newest = Some(NodeRotation { scope: "node", epoch, peers, confirmed, done });
-        if done {
-            break;
-        }
-    }
-    drop(progress);
-    let Some(rotation) = newest else {
-        bail!("meshd said nothing about the rotation; look at its log");
-    };
-    context.show(&rotation, || {
-        format!(
-            "epoch {} is current; {} of {} connected peers use it",
-            rotation.epoch, rotation.confirmed, rotation.peers
-        )
-    })?;
-    if !rotation.done {
-        let wait = humantime::format_duration(args.wait);
-        bail!("not all peers follow within {wait}; it goes on by itself, see meshctl peers");
     }
     Ok(())
 }

@@ -150,7 +150,8 @@ fn keys_text(status: &Status) -> String {
     let previous = keys.previous.map(|epoch| format!(", previous {epoch} still answers")).unwrap_or_default();
     let published = if keys.published { "" } else { ", NOT PUBLISHED yet" };
     let age = output::seconds(keys.current_age);
-    format!("epoch {} since {age}{previous}, spare {}{published}", keys.current, keys.spare)
+    let next = keys.rotates_in.map(|left| format!(", rotates in {}", output::seconds(left))).unwrap_or_default();
+    format!("epoch {} since {age}{previous}, spare {}{next}{published}", keys.current, keys.spare)
 }
 
 fn keyserver_text(status: &KeyserverStatus) -> String {

@@ -19,7 +19,8 @@ pub(super) async fn status(node: &Node) -> Status {
     let facts = node.facts();
     let report = node.control.report.borrow().clone();
     let (directory, own, keys) = (&facts.directory, &facts.directory.own, &facts.keys);
-    let now = Instant::now();
+    let (now, wall) = (Instant::now(), crate::control::now().wall);
+    let due = node.config.keys.due(own.node, keys.current.0, keys.promoted);
     let waiting_for = node.ready.waiting_for();
     let drops = snapshot.drops.iter().filter(|(_, count)| *count > 0);
     let mut alarms: Vec<Alarm> = report.alarms(now);
@@ -43,7 +44,8 @@ pub(super) async fn status(node: &Node) -> Status {
             current: keys.current.0,
             previous: keys.previous.as_ref().map(|(epoch, _)| *epoch),
             spare: keys.spare_epoch,
-            current_age: crate::control::now().wall.saturating_sub(keys.promoted),
+            current_age: wall.saturating_sub(keys.promoted),
+            rotates_in: due.map(|due| due.saturating_sub(wall)),
             published: report.published,
         },
         device: DeviceStatus {

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Config;
+use crate::identity::{LONGEST, SHORTEST};
 
 /// Longest configuration file, in bytes.
 const MAX_BYTES: u64 = 1024 * 1024;
@@ -140,6 +141,10 @@ impl Config {
         }
         if let Some(listen) = self.metrics.listen.filter(|listen| !listen.ip().is_loopback()) {
             return refuse("metrics.listen", &listen, "metrics are served on loopback only");
+        }
+        if let Some(every) = self.keys.rotate_every.filter(|every| !(SHORTEST..=LONGEST).contains(every)) {
+            let value = humantime::format_duration(every);
+            return refuse("keys.rotate_every", &value, "an hour to a year, or \"off\"");
         }
         if self.log.level.parse::<tracing_subscriber::EnvFilter>().is_err() {
             return refuse("log.level", &self.log.level, "error, warn, info, debug or trace, or a list of filters");
@@ -302,6 +307,9 @@ mod tests {
             ("[host]\nroute_protocol = 2", "host.route_protocol"),
             ("[host]\nnftables_table = \"a b\"", "host.nftables_table"),
             ("[metrics]\nlisten = \"0.0.0.0:9710\"", "metrics.listen"),
+            ("[keys]\nrotate_every = \"59m\"", "keys.rotate_every"),
+            ("[keys]\nrotate_every = \"2years\"", "keys.rotate_every"),
+            ("[keys]\nrotate_every = \"never\"", "meshd.toml:2"),
             ("state_dir = \"var\"", "state_dir"),
             ("shutdown_grace = \"soon\"", "meshd.toml:1"),
             ("mode = \"add-on\"", "meshd.toml:1"),

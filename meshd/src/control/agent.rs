@@ -4,6 +4,7 @@
 
 mod own;
 mod peers;
+mod rotation;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -16,8 +17,10 @@ use mesh_protocol::envelope::Envelope;
 use mesh_protocol::id::{NodeId, Position};
 use mesh_protocol::peer::RecordHead;
 
+pub(crate) use rotation::Rotations;
+
+use super::ControlSetup;
 use super::session::SessionEvent;
-use super::{ControlSetup, RotateError};
 use crate::directory::{Alarms, Batch, Directory, Exposure, UNCONFIRMED_ALARM, Viewpoint, alarm};
 use crate::exchange::Exchange;
 use crate::facts::{DirectoryFacts, HostFacts, OwnKeys};
@@ -64,6 +67,9 @@ pub(super) struct Agent {
     published: Option<u64>,
     /// `seq` of the newest promotion, until the keyserver has it.
     promoted: Option<u64>,
+    /// What the keyserver may still ask for.
+    asked: rotation::AskedAllowance,
+    rotations: Rotations,
     endpoints: Option<(Vec<SocketAddr>, Instant)>,
     next_tick: Instant,
     /// Facts may differ from those given out last.
@@ -100,6 +106,8 @@ impl Agent {
             want_all: false,
             published: None,
             promoted: None,
+            asked: rotation::AskedAllowance::new(now.instant),
+            rotations: Rotations::default(),
             endpoints: None,
             next_tick: now.instant,
             facts_due: true,
@@ -117,8 +125,11 @@ impl Agent {
         let behind = mark - now.wall;
         let message = format!("the wall clock stepped back by {behind} s: keys are rotated, so that peers listen");
         self.alarms().raise(alarm::CLOCK, "", message, now.instant);
-        match self.rotate(true, now) {
-            Ok(_) => self.directory.set_runtime(self.exposure.unconfirmed(now.instant), now.wall, None),
+        match self.promote(true, now) {
+            Ok(_) => {
+                self.rotations.clock += 1;
+                self.directory.set_runtime(self.exposure.unconfirmed(now.instant), now.wall, None);
+            }
             Err(error) => self.storage_failed(&error.to_string(), now),
         }
     }
@@ -226,39 +237,11 @@ impl Agent {
         self.directory.checkpoint_time()
     }
 
-    fn handle_rotate(&mut self, request: u64, force: bool, after: Option<u64>, now: Now) {
-        // Asked again after a session broke: once is enough.
-        let current = self.identity.own_keys().current.0;
-        let result = if after.is_some_and(|after| after < current) { Ok(current) } else { self.rotate(force, now) };
-        let (epoch, error) = match result {
-            Ok(epoch) => (Some(epoch), None),
-            Err(error) => (None, Some(error.to_string())),
-        };
-        self.out.push_back(NodeMessage::Rotated { request, epoch, error });
-    }
-
     fn handle_refusal(&mut self, refusal: &Refusal, now: Now) {
         tracing::warn!(code = ?refusal.code, error = %refusal, "keyserver refused a message");
         if matches!(refusal.code, RefusalCode::Record | RefusalCode::Revoked) {
             self.alarms().raise(alarm::PUBLISH, "", format!("the keyserver refused: {refusal}"), now.instant);
         }
-    }
-
-    /// Promotes the spare key and publishes the record that says so.
-    ///
-    /// # Errors
-    /// [`RotateError`]; nothing has changed then.
-    pub(super) fn rotate(&mut self, force: bool, now: Now) -> Result<u64, RotateError> {
-        if self.promoted.is_some() {
-            return Err(RotateError::Unpublished);
-        }
-        let epoch = self.identity.promote(now.wall, force)?;
-        self.promoted = Some(self.identity.ring().seq());
-        tracing::info!(epoch, "spare key promoted");
-        if self.open {
-            self.publish_record(now);
-        }
-        Ok(epoch)
     }
 
     /// Everything up to `position` is in force on this node.
@@ -305,6 +288,7 @@ impl Agent {
             Ok(false) => {}
             Err(error) => self.storage_failed(&error.to_string(), now),
         }
+        self.rotate_if_due(now);
         if self.open {
             // Unless it is there: it may have been refused for a reason that has passed.
             self.publish_record(now);
@@ -393,6 +377,11 @@ impl Agent {
     /// Whether the keyserver has the newest own record.
     pub(super) fn is_published(&self) -> bool {
         self.published == Some(self.identity.ring().seq())
+    }
+
+    /// How often the own keys were rotated.
+    pub(super) fn rotations(&self) -> Rotations {
+        self.rotations
     }
 
     /// Who this node is.

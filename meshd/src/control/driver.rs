@@ -331,6 +331,7 @@ impl Driver {
     fn refresh_report(&mut self) {
         let report = &mut self.report;
         report.published = self.agent.is_published();
+        report.rotations = self.agent.rotations();
         report.exposure = self.agent.exposure_limit();
         (report.unconfirmed, report.read) = self.agent.exposure().reading();
         let exchange = self.agent.exchange().counters();

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
+mod rotation;
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -31,7 +33,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 fn setup(keyserver: &str) -> ControlSetup {
     let config = ControlConfig { keyservers: vec![keyserver.to_owned()], advertise: vec![] };
-    ControlSetup { config, mark: 0, port: 7100, lanes: 2 }
+    ControlSetup { config, mark: 0, port: 7100, lanes: 2, keys: KeysConfig::default() }
 }
 
 fn now_at(start: Instant, seconds: u64) -> Now {

@@ -92,6 +92,11 @@ impl KeyRing {
         }
     }
 
+    /// When the current key was promoted, in seconds since 1970.
+    pub(crate) fn promoted(&self) -> UnixSeconds {
+        self.promoted
+    }
+
     /// Public halves for the record: current, previous, spare.
     pub(super) fn public(&self) -> (EpochKey, Option<EpochKey>, EpochKey, KemKey) {
         let kem = KemKey { epoch: self.kem_epoch, key: self.kem.public.clone() };
@@ -110,7 +115,7 @@ impl KeyRing {
     }
 
     /// PROMOTE.
-    pub(super) fn promoted(&self, fresh: TunnelSecret, now: UnixSeconds) -> Self {
+    pub(super) fn after_promotion(&self, fresh: TunnelSecret, now: UnixSeconds) -> Self {
         let mut next = self.clone();
         next.previous = Some(std::mem::replace(&mut next.current, self.spare.clone()));
         next.spare = EpochSecret { epoch: self.spare.epoch + 1, secret: fresh };
