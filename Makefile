@@ -27,12 +27,15 @@ RIVAL_PACKAGES := wireguard-go:wireguard-go nebula:nebula
 RIVAL_CRATES := boringtun-cli:boringtun-cli@0.7.1 gotatun:gotatun-cli@0.10.2
 # For the bench, such as BENCH='--wireguard-go PATH --rounds 5'.
 BENCH ?=
+# For the rotation bench, such as ROTATION='--nodes 2,20 --rotations 5'.
+ROTATION ?=
 
 # Workspaces of their own: the simulation and the fuzz targets.
 SIM := dataplane/sim/Cargo.toml
 APART := $(wildcard $(SIM) dataplane/fuzz/Cargo.toml protocol/fuzz/Cargo.toml wg/fuzz/Cargo.toml)
 
-.PHONY: help setup root interop demo test bench bench-quick bench-rivals fmt fmt-check lint doc build unit sim scale audit fuzz install soak flood
+.PHONY: help setup root interop demo test bench bench-quick bench-rotation bench-rivals fmt fmt-check lint doc build unit sim scale audit fuzz install \
+        soak flood
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -90,6 +93,10 @@ bench: setup root bench-rivals ## measures the data plane, its rivals and the ba
 bench-quick: root ## the same in one short round, with what is installed: for a first look
 	@$(CARGO) build --locked --release --workspace --bins
 	$(TARGET)/release/bench run --dir "$(TARGET)/bench" --quick $(BENCH)
+
+bench-rotation: setup root ## counts packets while every key rotates: 2, 5 and 50 nodes, full load and one packet a second (ROTATION)
+	@$(CARGO) build --locked --release --workspace --bins
+	$(TARGET)/release/bench_rotation $(ROTATION)
 
 bench-rivals:
 	@dir="$(TARGET)/bench/rivals"

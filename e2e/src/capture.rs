@@ -1,5 +1,6 @@
 //! What is on the underlay: every frame that passes the router, classified, and searched for a marker.
 
+mod handshakes;
 mod pcap;
 
 use std::io::IoSliceMut;
@@ -15,6 +16,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
+pub use self::handshakes::Handshakes;
 use self::pcap::Pcap;
 use crate::lab::Lab;
 

@@ -6,6 +6,7 @@
 //! mesh pod            a whole mesh by the commands a user types; pods by the CNI binary
 //! traffic capture     counted packets, verified bytes; what is on the underlay while they pass
 //! wait report         polling with a deadline; the demo's lines and what a failure prints
+//! rotation            packets counted while keys rotate
 //! bench               the data plane against its rivals and the bare link
 //! ```
 //!
@@ -19,6 +20,7 @@ pub mod lab;
 pub mod mesh;
 pub mod pod;
 pub mod report;
+pub mod rotation;
 pub mod traffic;
 pub mod wait;
 

@@ -48,8 +48,16 @@ impl Mesh {
     /// # Errors
     /// If anything says no.
     pub fn new(name: &str) -> Result<Self> {
+        Self::new_with(name, &[])
+    }
+
+    /// As [`Self::new`], with more arguments after `keyserver init`.
+    ///
+    /// # Errors
+    /// If anything says no.
+    pub fn new_with(name: &str, init: &[&str]) -> Result<Self> {
         let mut mesh = Self::bare(name)?;
-        mesh.init_keyserver()?;
+        mesh.init_keyserver(init)?;
         mesh.start_keyserver()?;
         for (cluster, pool) in CLUSTERS {
             mesh.admin(&["cluster", "add", cluster, "--pod-cidr", pool, "--node-prefix", "24"])?;
@@ -67,12 +75,12 @@ impl Mesh {
         Ok(Self { nodes: Vec::new(), keyserver: None, keyserver_node, lab })
     }
 
-    fn init_keyserver(&self) -> Result<()> {
+    fn init_keyserver(&self, more: &[&str]) -> Result<()> {
         let node = &self.keyserver_node;
         let directory = self.keyserver_directory();
         let address = format!("{}:7443", node.v4());
         let init = ["init", "--dir", path(&directory)?, "--name", "lab", "--address", &address];
-        node.output(binary("keyserver")?, &init)?;
+        node.output(binary("keyserver")?, &[&init, more].concat())?;
         self.keep_admin_socket_here()
     }
 

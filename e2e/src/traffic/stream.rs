@@ -16,6 +16,10 @@ use crate::capture::Marker;
 const NUMBER_AT: usize = 16;
 const LEAST_PAYLOAD: usize = 24;
 const RECEIVE_BUFFER_BYTES: usize = 64 << 20;
+/// The sender sleeps for no less, and for no more between two looks at whether it has to stop.
+const SHORTEST_SLEEP: Duration = Duration::from_micros(200);
+/// See [`SHORTEST_SLEEP`].
+const LONGEST_SLEEP: Duration = Duration::from_millis(20);
 /// How long after the last datagram was sent one may still arrive.
 const STRAGGLER: Duration = Duration::from_secs(2);
 
@@ -153,7 +157,9 @@ fn send(socket: &UdpSocket, to: SocketAddr, plan: Plan, stop: &AtomicBool, sent:
     while number < plan.at_most && !stop.load(Ordering::Relaxed) {
         let due = (start.elapsed().as_secs_f64() * f64::from(plan.per_second)) as u64;
         if due <= number {
-            std::thread::sleep(Duration::from_micros(200));
+            // Many slow streams must not keep the machine busy with looking at the clock.
+            let next = Duration::from_secs_f64((number + 1) as f64 / f64::from(plan.per_second));
+            std::thread::sleep(next.saturating_sub(start.elapsed()).clamp(SHORTEST_SLEEP, LONGEST_SLEEP));
             continue;
         }
         // What could not be sent in time is sent late, not all at once: a burst would test the receiver's buffer.
