@@ -63,6 +63,22 @@ fn every_alarm_says_what_to_do() {
 }
 
 #[test]
+fn tests_that_the_threat_model_names_exist() {
+    let page = read("docs/security.md");
+    let named: BTreeSet<(&str, &str)> =
+        page.split('`').skip(1).step_by(2).filter_map(|code| code.split_once("::")).collect();
+    assert!(named.len() > 30, "they are not where they were: {named:?}");
+    let lost = named.iter().filter(|(file, test)| {
+        let source = fs::read_to_string(root().join(format!("{file}.rs"))).unwrap_or_default();
+        let is_test = |before: &str| before.lines().rev().take(4).any(|line| line.contains("test]"));
+        let at = source.find(&format!("fn {test}("));
+        // A property test has its attribute inside the macro, as any other.
+        !at.is_some_and(|at| is_test(&source[..at]))
+    });
+    assert_eq!(lost.collect::<Vec<_>>(), Vec::<&(&str, &str)>::new(), "no such tests");
+}
+
+#[test]
 fn links_between_pages_lead_somewhere() {
     let mut pages = Vec::new();
     markdown(&root(), &mut pages);
