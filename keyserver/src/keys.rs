@@ -1,4 +1,7 @@
 //! The keyserver's signing keys: one file each, the 32 bytes of the seed in hexadecimal, mode 0600.
+//!
+//! Where systemd hands over the credential for it they are sealed, see [`mesh_protocol::sealed`]: at the next start those
+//! that are not yet.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -6,6 +9,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use mesh_protocol::key::SigningKey;
+use mesh_protocol::sealed::{self, SealKey};
 use nix::libc::O_NOFOLLOW;
 use zeroize::{Zeroize as _, Zeroizing};
 
@@ -82,9 +86,12 @@ impl Keys {
         present.chain(always).try_for_each(|(name, key)| write(&folder.join(name), key))
     }
 
-    /// Reads them.
+    /// Reads them, with the credential that systemd hands over if there is one.
     pub(crate) fn load(folder: &Path) -> Result<Self, KeyFileError> {
-        let optional = |name| match read(&folder.join(name)) {
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
+        let seal = credentials.as_deref().map(|folder| read_seal(Path::new(folder))).transpose()?.flatten();
+        let read = |name: &str| read(folder, name, seal.as_ref());
+        let optional = |name| match read(name) {
             Err(KeyFileError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
             other => other.map(Some),
         };
@@ -92,7 +99,7 @@ impl Keys {
             root: optional("root")?,
             issuer: optional("issuer")?,
             revoker: optional("revoker")?,
-            transport: read(&folder.join("transport"))?,
+            transport: read("transport")?,
         })
     }
 }
@@ -104,7 +111,8 @@ fn write(path: &Path, key: &SigningKey) -> Result<(), KeyFileError> {
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io)
 }
 
-fn read(path: &Path) -> Result<SigningKey, KeyFileError> {
+fn read(folder: &Path, name: &str, seal: Option<&SealKey>) -> Result<SigningKey, KeyFileError> {
+    let path = &folder.join(name);
     let refused = |reason| KeyFileError::Refused { path: path.to_owned(), reason };
     let io = |source| KeyFileError::Io { path: path.to_owned(), source };
     let found = std::fs::symlink_metadata(path).map_err(io)?;
@@ -119,18 +127,60 @@ fn read(path: &Path) -> Result<SigningKey, KeyFileError> {
     if metadata.uid() != nix::unistd::geteuid().as_raw() {
         return Err(refused("belongs to another user: chown it"));
     }
-    let text = text(file).map_err(io)?;
+    let mut bytes = contents(file).map_err(io)?;
+    match (sealed::is_sealed(&bytes), seal) {
+        (false, None) => {}
+        (false, Some(seal)) => seal_file(folder, name, &bytes, seal)?,
+        (true, None) => return Err(refused("is sealed: start by the unit, which hands over the credential mesh.seal")),
+        (true, Some(seal)) => {
+            let opened = seal.open(name, &bytes);
+            bytes = opened
+                .map_err(|_| refused("was sealed with another mesh.seal, or is damaged: restore it from a copy"))?;
+        }
+    }
     let mut seed = Zeroizing::new([0; 32]);
-    hex::decode_to_slice(text.trim_end(), seed.as_mut_slice())
+    hex::decode_to_slice(bytes.trim_ascii_end(), seed.as_mut_slice())
         .map_err(|_| refused("does not hold 64 hexadecimal digits: restore it from a copy"))?;
     Ok(SigningKey::from_seed(*seed))
 }
 
 /// At most a little more than a key file has.
-fn text(file: File) -> std::io::Result<Zeroizing<String>> {
-    let mut text = Zeroizing::new(String::with_capacity(128));
-    file.take(100).read_to_string(&mut text)?;
-    Ok(text)
+fn contents(file: File) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    let most = 100 + sealed::OVERHEAD;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(most + 1));
+    file.take(most as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Replaces a key file by a sealed one. A crash leaves the one or the other.
+fn seal_file(folder: &Path, name: &str, contents: &[u8], seal: &SealKey) -> Result<(), KeyFileError> {
+    let (path, beside) = (folder.join(name), folder.join(format!("{name}.new")));
+    let io = |source| KeyFileError::Io { path: path.clone(), source };
+    let sealed = seal.seal(name, contents).map_err(|error| KeyFileError::Random(error.to_string()))?;
+    let written = || -> std::io::Result<()> {
+        let options = &mut OpenOptions::new();
+        let mut file =
+            options.write(true).create(true).truncate(true).mode(0o600).custom_flags(O_NOFOLLOW).open(&beside)?;
+        file.write_all(&sealed)?;
+        file.sync_all()?;
+        std::fs::rename(&beside, &path)?;
+        File::open(folder)?.sync_all()
+    };
+    written().map_err(io)?;
+    tracing::info!(key = name, "sealed");
+    Ok(())
+}
+
+/// The key that the credential stands for, if there is one.
+fn read_seal(credentials: &Path) -> Result<Option<SealKey>, KeyFileError> {
+    let path = credentials.join(sealed::CREDENTIAL);
+    match std::fs::read(&path).map(Zeroizing::new) {
+        Ok(bytes) => SealKey::new(&bytes)
+            .map(Some)
+            .map_err(|_| KeyFileError::Refused { path, reason: "is no credential: at least 32 random bytes" }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(KeyFileError::Io { path, source }),
+    }
 }
 
 #[cfg(test)]
@@ -161,7 +211,10 @@ mod tests {
     fn files_that_are_no_key_files_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key");
-        let refused = |path: &Path| matches!(read(path), Err(KeyFileError::Refused { .. }));
+        let refused = |path: &Path| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            matches!(read(path.parent().unwrap(), name, None), Err(KeyFileError::Refused { .. }))
+        };
         write(&path, &generate().unwrap()).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert!(refused(&path), "readable by others");

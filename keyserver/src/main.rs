@@ -41,11 +41,29 @@ const EXIT_CONFIG: u8 = 78;
 /// Arguments that do not go together; clap ends with the same code.
 const EXIT_USAGE: u8 = 2;
 
+/// Locks what is in memory, and what will be once it is used, where the limit allows all of it (`LimitMEMLOCK=infinity`): a
+/// smaller limit would make allocations fail later. Without, `MemorySwapMax=0` of the unit stands.
+fn keep_out_of_swap() {
+    use nix::{
+        libc,
+        sys::{
+            mman::{MlockAllFlags, mlockall},
+            resource::{RLIM_INFINITY, Resource, getrlimit},
+        },
+    };
+    if getrlimit(Resource::RLIMIT_MEMLOCK).is_ok_and(|(soft, _)| soft == RLIM_INFINITY) {
+        // Pages that nothing touches are not brought in.
+        let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
+        let _ = mlockall(MlockAllFlags::from_bits_retain(flags));
+    }
+}
+
 fn main() -> ExitCode {
     // Nothing that this program makes is anybody else's: files, directories, the operators' socket.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     // Keys in memory neither: no core dump, no debugger. Where the kernel refuses, LimitCORE= stands.
     let _ = nix::sys::prctl::set_dumpable(false);
+    keep_out_of_swap();
     match dispatch(Args::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -36,9 +36,27 @@ use config::{Config, ConfigError};
 /// `EX_CONFIG` of sysexits.h: starting again does not help.
 const CONFIGURATION: u8 = 78;
 
+/// Locks what is in memory, and what will be once it is used, where the limit allows all of it (`LimitMEMLOCK=infinity`): a
+/// smaller limit would make allocations fail later. Without, `MemorySwapMax=0` of the unit stands.
+fn keep_out_of_swap() {
+    use nix::{
+        libc,
+        sys::{
+            mman::{MlockAllFlags, mlockall},
+            resource::{RLIM_INFINITY, Resource, getrlimit},
+        },
+    };
+    if getrlimit(Resource::RLIMIT_MEMLOCK).is_ok_and(|(soft, _)| soft == RLIM_INFINITY) {
+        // Pages that nothing touches are not brought in.
+        let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
+        let _ = mlockall(MlockAllFlags::from_bits_retain(flags));
+    }
+}
+
 fn main() -> ExitCode {
     // Keys in memory are nobody's to read: no core dump, no debugger. Where the kernel refuses, LimitCORE= stands.
     let _ = nix::sys::prctl::set_dumpable(false);
+    keep_out_of_swap();
     let cli = Cli::parse();
     // Configurations of TLS made without a provider use this one; a second call changes nothing.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

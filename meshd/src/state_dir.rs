@@ -7,6 +7,9 @@
 //! ```text
 //! file = label ‖ "\n" ‖ contents ‖ SHA-256 of everything before
 //! ```
+//!
+//! Files with keys are sealed if systemd hands over the credential for it, see [`mesh_protocol::sealed`]: what lies there
+//! unsealed is sealed at the next start.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -15,11 +18,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mesh_protocol::id::sha256;
+use mesh_protocol::sealed::{self, SealError, SealKey};
 use nix::fcntl::{Flock, FlockArg, OFlag};
+use tracing::info;
 use zeroize::Zeroizing;
 
 /// Length of the hash at the end of a labelled file, in bytes.
 const CHECK_BYTES: usize = 32;
+/// Files that hold keys: sealed where there is something to seal them with.
+const SECRET_FILES: [&str; 2] = ["identity", "keys"];
+/// Longest of them, in bytes.
+const SECRET_LIMIT: u64 = 1 << 20;
 
 /// The state directory, or a file in it, cannot be used. Nothing was overwritten.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +94,14 @@ pub(crate) enum StateError {
         /// What to do.
         fix: &'static str,
     },
+    /// It is sealed, and cannot be opened.
+    #[error("{} is sealed: {reason}", path.display())]
+    Sealed {
+        /// What.
+        path: PathBuf,
+        /// Why it does not open.
+        reason: String,
+    },
     /// Another process works on this directory.
     #[error("{} is in use by another meshd: stop that one first", path.display())]
     InUse {
@@ -97,6 +114,7 @@ pub(crate) enum StateError {
 #[derive(Debug, Clone)]
 pub(crate) struct StateDir {
     path: PathBuf,
+    seal: Option<Arc<SealKey>>,
     _lock: Arc<Flock<File>>,
 }
 
@@ -104,8 +122,13 @@ impl StateDir {
     /// Opens the directory, makes it if it is missing, and locks it against other processes.
     ///
     /// # Errors
-    /// Any [`StateError`]: it is not a directory, not ours, open to others, or in use.
+    /// Any [`StateError`]: it is not a directory, not ours, open to others, or in use; the credential is no key.
     pub(crate) fn open(path: &Path) -> Result<Self, StateError> {
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
+        Self::open_with(path, credentials.as_deref().map(Path::new))
+    }
+
+    fn open_with(path: &Path, credentials: Option<&Path>) -> Result<Self, StateError> {
         match fs::symlink_metadata(path) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -123,7 +146,29 @@ impl StateDir {
             nix::errno::Errno::EWOULDBLOCK => StateError::InUse { path: path.to_owned() },
             errno => io_error("lock", path)(errno.into()),
         })?;
-        Ok(Self { path: path.to_owned(), _lock: Arc::new(lock) })
+        let seal = credentials.map(read_seal).transpose()?.flatten().map(Arc::new);
+        let state = Self { path: path.to_owned(), seal, _lock: Arc::new(lock) };
+        state.seal_what_is_open()?;
+        Ok(state)
+    }
+
+    /// Seals files with keys that were written without the credential, by `meshd join` for one.
+    fn seal_what_is_open(&self) -> Result<(), StateError> {
+        if self.seal.is_none() {
+            return Ok(());
+        }
+        for name in SECRET_FILES {
+            if let Some(bytes) = self.read_file(name, SECRET_LIMIT)?.filter(|bytes| !sealed::is_sealed(bytes)) {
+                self.write_raw(name, &bytes)?;
+                info!(file = name, "sealed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether files with keys are sealed.
+    pub(crate) fn is_sealing(&self) -> bool {
+        self.seal.is_some()
     }
 
     /// Where a file of that name lies.
@@ -216,7 +261,13 @@ impl StateDir {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("remove", &beside)(error)),
             _ => {}
         }
-        let written = write_new(&beside, bytes).and_then(|()| fs::rename(&beside, &target));
+        let sealed = match &self.seal {
+            Some(seal) if SECRET_FILES.contains(&name) => seal.seal(name, bytes).map(Some),
+            _ => Ok(None),
+        };
+        let sealed = sealed.map_err(|error| self.sealed(name, error))?;
+        let written =
+            write_new(&beside, sealed.as_deref().unwrap_or(bytes)).and_then(|()| fs::rename(&beside, &target));
         if let Err(error) = written {
             // The old file is untouched; a half-written one beside it is of no use to anybody.
             let _ = fs::remove_file(&beside);
@@ -225,7 +276,31 @@ impl StateDir {
         File::open(&self.path).and_then(|dir| dir.sync_all()).map_err(io_error("sync", &self.path))
     }
 
+    fn sealed(&self, name: &str, error: SealError) -> StateError {
+        StateError::Sealed { path: self.path_of(name), reason: error.to_string() }
+    }
+
+    /// Reads a file of at most `limit` bytes, before it was sealed.
     fn read_raw(&self, name: &str, limit: u64) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
+        let Some(bytes) = self.read_file(name, limit + sealed::OVERHEAD as u64)? else { return Ok(None) };
+        if sealed::is_sealed(&bytes) {
+            let seal = self.seal.as_ref().ok_or_else(|| StateError::Sealed {
+                path: self.path_of(name),
+                reason: format!("start meshd by its unit, which hands over the credential {}", sealed::CREDENTIAL),
+            })?;
+            return seal.open(name, &bytes).map(Some).map_err(|error| self.sealed(name, error));
+        }
+        match bytes.len() as u64 > limit {
+            true => Err(StateError::WrongSize {
+                path: self.path_of(name),
+                got: bytes.len() as u64,
+                wanted: format!("at most {limit}"),
+            }),
+            false => Ok(Some(bytes)),
+        }
+    }
+
+    fn read_file(&self, name: &str, limit: u64) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
         let path = self.path_of(name);
         let file = match open_private(&path, OpenOptions::new().read(true)) {
             Ok(file) => file,
@@ -241,6 +316,17 @@ impl StateDir {
         file.take(limit).read_to_end(&mut bytes).map_err(io_error("read", &path))?;
         Ok(Some(bytes))
     }
+}
+
+/// The key that the credential stands for, if there is one.
+fn read_seal(credentials: &Path) -> Result<Option<SealKey>, StateError> {
+    let path = credentials.join(sealed::CREDENTIAL);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => Zeroizing::new(bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error("read", &path)(error)),
+    };
+    SealKey::new(&bytes).map(Some).map_err(|error| StateError::Sealed { path, reason: error.to_string() })
 }
 
 /// Opens a regular file that is ours and private. Neither follows a link nor waits for the other end of a FIFO.
@@ -291,6 +377,44 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
+
+    #[test]
+    fn keys_are_sealed_where_there_is_a_credential_and_need_it_from_then_on() {
+        let temp = tempfile::tempdir().unwrap();
+        let (path, credentials) = (temp.path().join("state"), temp.path().join("credentials"));
+        fs::create_dir(&credentials).unwrap();
+        let open = |with: bool| StateDir::open_with(&path, with.then_some(credentials.as_path()));
+        let on_disk = |name: &str| fs::read(path.join(name)).unwrap();
+        {
+            let state = open(true).unwrap();
+            assert!(!state.is_sealing(), "the directory alone is no credential");
+            state.write_raw("identity", &[7; 32]).unwrap();
+            state.write("directory", LABEL, b"known to all").unwrap();
+        }
+        assert_eq!(on_disk("identity"), [7; 32]);
+        fs::write(credentials.join(sealed::CREDENTIAL), [3; 40]).unwrap();
+        {
+            let state = open(true).unwrap();
+            assert!(state.is_sealing());
+            assert!(sealed::is_sealed(&on_disk("identity")), "what was open is sealed");
+            state.write("keys", LABEL, b"secrets of tunnels").unwrap();
+            assert_eq!(*state.read("keys", LABEL, 18 + 44, FIX).unwrap().unwrap(), b"secrets of tunnels");
+            assert!(state.read("keys", LABEL, 1, FIX).is_err(), "too long");
+        }
+        assert!(!on_disk("keys").windows(7).any(|window| window == b"secrets"));
+        assert!(on_disk("directory").windows(5).any(|window| window == b"known"), "no secret, not sealed");
+        {
+            let state = open(true).unwrap();
+            assert_eq!(*state.read_exact("identity", 32).unwrap().unwrap(), [7; 32]);
+        }
+        let error = open(false).unwrap().read_exact("identity", 32).unwrap_err().to_string();
+        assert!(error.ends_with("start meshd by its unit, which hands over the credential mesh.seal"), "{error}");
+        fs::write(credentials.join(sealed::CREDENTIAL), [4; 40]).unwrap();
+        let error = open(true).unwrap().read_exact("identity", 32).unwrap_err().to_string();
+        assert!(error.ends_with("it was sealed with another mesh.seal, or is damaged"), "{error}");
+        fs::write(credentials.join(sealed::CREDENTIAL), [4; 4]).unwrap();
+        assert!(open(true).is_err(), "no key");
+    }
 
     const LABEL: &str = "mesh test 1";
     const FIX: &str = "throw it away";

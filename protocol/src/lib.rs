@@ -29,6 +29,8 @@ pub mod offline;
 pub mod peer;
 pub mod record;
 #[cfg(feature = "tls")]
+pub mod sealed;
+#[cfg(feature = "tls")]
 pub mod tls;
 pub mod token;
 pub mod trust;

@@ -320,6 +320,9 @@ pub struct KeyStatus {
     pub rotates_in: Option<u64>,
     /// The keyserver has the newest record.
     pub published: bool,
+    /// Key files are sealed by the credential `mesh.seal`.
+    #[serde(default)]
+    pub sealed: bool,
 }
 
 /// The TUN device and its lanes.

@@ -26,6 +26,34 @@ fn init_makes_private_files_and_never_twice() {
     assert!(String::from_utf8_lossy(&again.stderr).contains("already"));
 }
 
+#[tokio::test]
+async fn keys_are_sealed_where_systemd_hands_over_a_credential() {
+    let mut server = Server::stopped();
+    let credentials = server.folder.path().join("credentials");
+    std::fs::create_dir(&credentials).unwrap();
+    std::fs::write(credentials.join("mesh.seal"), [9; 32]).unwrap();
+    let keys = ["root", "issuer", "revoker", "transport"].map(|name| server.dir().join("keys").join(name));
+    let before = keys.each_ref().map(|path| std::fs::read(path).unwrap());
+    server.credentials = Some(credentials);
+    server.run();
+    for (path, before) in keys.iter().zip(&before) {
+        let now = std::fs::read(path).unwrap();
+        assert!(now.starts_with(b"mesh sealed 1\n") && !now.windows(16).any(|window| *window == before[..16]));
+        assert_eq!(mode(path), 0o600);
+    }
+    server.stop();
+    // The same keys: a node that knows the transport key is served.
+    server.run();
+    server.add_cluster("east", &["10.1.0.0/16"]).unwrap();
+    let token = server.token(1);
+    Node::new("n1").join(server.address, &token).await.unwrap();
+    server.stop();
+    let out = server.command("run");
+    assert_eq!(out.status.code(), Some(78));
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(text.contains("is sealed: start by the unit, which hands over the credential mesh.seal"), "{text}");
+}
+
 #[test]
 fn exit_codes_and_help_are_as_promised() {
     let code = |args: &[&str]| binary().args(args).output().unwrap().status.code();

@@ -21,6 +21,8 @@ pub fn binary() -> Command {
 pub struct Server {
     pub folder: tempfile::TempDir,
     pub address: SocketAddr,
+    /// Where credentials lie, as systemd says it.
+    pub credentials: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -43,7 +45,7 @@ impl Server {
             .output()
             .unwrap();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        let server = Self { folder, address, child: None };
+        let server = Self { folder, address, credentials: None, child: None };
         let text = std::fs::read_to_string(server.config()).unwrap();
         let listen = format!("admin_socket = \"{}\"\nlisten = [\"{address}\"]\n", server.socket().display());
         let kept: Vec<&str> = text.lines().filter(|line| !line.starts_with("listen")).collect();
@@ -75,6 +77,7 @@ impl Server {
             .stdin(Stdio::null())
             .stderr(std::fs::File::options().create(true).append(true).open(self.log()).unwrap())
             .env_remove("NOTIFY_SOCKET")
+            .envs(self.credentials.iter().map(|path| ("CREDENTIALS_DIRECTORY", path)))
             .spawn()
             .unwrap();
         self.child = Some(child);

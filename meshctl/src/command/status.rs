@@ -151,7 +151,8 @@ fn keys_text(status: &Status) -> String {
     let published = if keys.published { "" } else { ", NOT PUBLISHED yet" };
     let age = output::seconds(keys.current_age);
     let next = keys.rotates_in.map(|left| format!(", rotates in {}", output::seconds(left))).unwrap_or_default();
-    format!("epoch {} since {age}{previous}, spare {}{next}{published}", keys.current, keys.spare)
+    let sealed = if keys.sealed { ", sealed on disk" } else { "" };
+    format!("epoch {} since {age}{previous}, spare {}{next}{published}{sealed}", keys.current, keys.spare)
 }
 
 fn keyserver_text(status: &KeyserverStatus) -> String {

@@ -47,6 +47,7 @@ pub(super) async fn status(node: &Node) -> Status {
             current_age: wall.saturating_sub(keys.promoted),
             rotates_in: due.map(|due| due.saturating_sub(wall)),
             published: report.published,
+            sealed: node.state.is_sealing(),
         },
         device: DeviceStatus {
             name: node.config.device.name.clone(),
