@@ -20,7 +20,7 @@ export DEMO_EXIT
 
 # command:Debian package. The programs of Mesh need none of these at run time; the tests and the demo look from outside
 # with them and let a real runtime and a plain WireGuard device take part.
-TOOLS := gcc:gcc nft:nftables wg:wireguard-tools wireguard-go:wireguard-go containerd:containerd runc:runc \
+TOOLS := gcc:gcc ip:iproute2 ping:iputils-ping nft:nftables wg:wireguard-tools wireguard-go:wireguard-go containerd:containerd runc:runc \
          catatonit:catatonit busybox:busybox-static systemd-analyze:systemd ethtool:ethtool
 # Rivals of the bench; one that cannot be had is left out and named in the results.
 RIVAL_PACKAGES := wireguard-go:wireguard-go nebula:nebula

@@ -128,7 +128,8 @@ impl<T: Copy> Batch<T> {
 
     /// How many packets from number `first` on, at most `most` and of together at most `bytes` bytes, make a train: they
     /// lie one right behind another, what goes with them is the same, all are as long as the first but for the last,
-    /// which may be shorter. At least one if there is such a packet.
+    /// which may be shorter. One without bytes is in no train: nothing would tell that it is there. At least one if there
+    /// is such a packet.
     pub fn train(&self, first: usize, most: usize, bytes: usize) -> usize
     where
         T: PartialEq,
@@ -137,7 +138,7 @@ impl<T: Copy> Batch<T> {
         let (mut count, mut end) = (1, head.start + head.len);
         for item in self.items[first + 1..].iter().take(most.saturating_sub(1)) {
             let fits = item.start == end && item.len <= head.len && item.start + item.len - head.start <= bytes;
-            if !fits || item.with != head.with {
+            if !fits || item.len == 0 || item.with != head.with {
                 break;
             }
             (count, end) = (count + 1, item.start + item.len);

@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration}
 
 use crate::{
     drop_reason::DropCounters,
+    packet::offload::Offloads,
     table::{PeerId, Table},
+    udp::SocketState,
 };
 
 /// What control asks of the lanes.
@@ -159,6 +161,12 @@ pub struct LaneSnapshot {
     pub strayed_packets: u64,
     /// Packets handed to lane 0: the peer has no other, or theirs does not answer.
     pub crossed_packets: u64,
+    /// Super-packets that its queue gives and takes.
+    pub offloads: Offloads,
+    /// Super-packets that the kernel refused although it had said that it takes them; their packets went one by one.
+    pub refused_runs: u64,
+    /// Its socket.
+    pub socket: SocketState,
 }
 
 /// Inner packets and their bytes, both ways.

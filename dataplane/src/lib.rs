@@ -26,6 +26,7 @@ pub mod lane;
 pub mod packet;
 mod peer;
 mod random;
+pub mod selfcheck;
 pub mod table;
 pub mod tun;
 pub mod udp;

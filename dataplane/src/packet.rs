@@ -8,8 +8,8 @@ pub mod flow;
 pub mod fragment;
 pub mod header;
 pub mod icmp;
-#[cfg(test)]
 pub(crate) mod model;
 pub mod mss;
 pub mod offload;
 pub mod segment;
+mod source_route;

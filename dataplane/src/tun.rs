@@ -12,7 +12,7 @@ pub mod memory;
 pub mod steering;
 mod vnet;
 
-pub use linux::{Device, Mode, TunQueue, name_of, namespace_of};
+pub use linux::{Device, DeviceOptions, Mode, TunQueue, Wanted, name_of, namespace_of};
 
 /// Inner packets to be written: whole, each one IPv4 or IPv6.
 pub type Packets = Batch<()>;
@@ -40,6 +40,12 @@ pub trait Queue: AsFd + Send {
     /// Which super-packets it gives and takes.
     fn offloads(&self) -> Offloads {
         Offloads::NONE
+    }
+
+    /// How many super-packets the kernel refused although it had said that it takes them. The packets were written one by
+    /// one, and [`offloads`](Self::offloads) lacks their kind since.
+    fn refused_runs(&self) -> u64 {
+        0
     }
 }
 

@@ -74,6 +74,40 @@ pub trait Socket: AsFd + Send {
     ///
     /// If the system refuses.
     fn local_addr(&self) -> io::Result<SocketAddr>;
+
+    /// What it has of the system.
+    fn state(&self) -> SocketState {
+        SocketState::default()
+    }
+}
+
+/// What a socket has of the system, and what that refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SocketState {
+    /// Bytes asked for each of the two buffers of the kernel.
+    pub asked_buffer: usize,
+    /// Bytes that the receive buffer has.
+    pub receive_buffer: usize,
+    /// Bytes that the send buffer has.
+    pub send_buffer: usize,
+    /// Which trains are used.
+    pub trains: Trains,
+    /// Trains that were refused and went as single datagrams; none are sent to that destination for a while then.
+    pub refused_trains: u64,
+}
+
+/// Trains: many datagrams in one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Trains {
+    /// The kernel or the NIC cuts what is sent (`UDP_SEGMENT`).
+    pub send: bool,
+    /// The kernel joins what arrives (`UDP_GRO`).
+    pub receive: bool,
+}
+
+impl Trains {
+    /// Both ways.
+    pub const ALL: Self = Self { send: true, receive: true };
 }
 
 /// What arrived: a fixed number of slots, each with room for the largest datagram or a train of smaller ones.

@@ -23,6 +23,8 @@ fn corpus_is_survived() {
     replay("inbound", harness::inbound);
     replay("header", harness::header);
     replay("outbound", harness::outbound);
+    replay("segment", harness::segment);
+    replay("coalesce", harness::coalesce);
 }
 
 /// Bytes that look like something: a likely first byte, lengths that matter.
@@ -56,6 +58,17 @@ proptest! {
     #[test]
     fn header_never_panics(input in bytes()) {
         harness::header(&input);
+    }
+
+    #[test]
+    fn segment_never_panics(input in bytes(), how in any::<[u8; 5]>()) {
+        harness::segment(&[&how[..], &input].concat());
+    }
+
+    #[test]
+    fn coalesce_never_panics(inputs in proptest::collection::vec(bytes(), 0..8)) {
+        let packet = |input: &Vec<u8>| [&(input.len() as u16).to_be_bytes()[..], input].concat();
+        harness::coalesce(&inputs.iter().flat_map(packet).collect::<Vec<_>>());
     }
 
     #[test]

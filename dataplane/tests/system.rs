@@ -12,7 +12,7 @@ use std::{
 use lab::{Pair, secret, table, wait_until};
 use mesh_dataplane::{
     Engine, EngineConfig, Event,
-    tun::{Device, Mode},
+    tun::{Device, DeviceOptions, Mode, Wanted},
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -27,15 +27,40 @@ fn engines(pair: &Pair) -> (Engine, Engine) {
     (start(table_a, a), start(table_b, b))
 }
 
+/// Makes each of the functions a test on every kind of device.
+macro_rules! on_each_device {
+    ($($name:ident),+ $(,)?) => {
+        on_each_device!(fast Fast $($name)+);
+        on_each_device!(plain Plain $($name)+);
+    };
+    ($kind:ident $wanted:ident $($name:ident)+) => {
+        mod $kind {
+            use super::*;
+
+            $(#[test]
+            fn $name() {
+                super::$name(&Pair::of(Wanted::$wanted));
+            })+
+        }
+    };
+}
+
+on_each_device!(
+    ping_and_bulk_pass_in_both_families,
+    a_deleted_device_is_replaced_and_traffic_returns,
+    a_device_taken_down_and_up_again_goes_on,
+    without_ipv6_the_socket_is_ipv4,
+    unknown_destination_is_reported_to_the_sender,
+    a_node_with_two_addresses_on_a_link_answers_from_the_one_that_was_asked,
+);
+
 /// Bytes of a stream that differ everywhere.
 fn content(len: usize) -> Vec<u8> {
     (0..len as u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).take(len).collect()
 }
 
-#[test]
-fn ping_and_bulk_pass_in_both_families() {
-    let pair = Pair::new();
-    let (a, b) = engines(&pair);
+fn ping_and_bulk_pass_in_both_families(pair: &Pair) {
+    let (a, b) = engines(pair);
     for address in ["10.2.0.1", "fd02::1"] {
         pair.a.ping(address);
     }
@@ -58,10 +83,8 @@ fn ping_and_bulk_pass_in_both_families() {
     assert!(a.is_running() && b.is_running());
 }
 
-#[test]
-fn a_deleted_device_is_replaced_and_traffic_returns() {
-    let pair = Pair::new();
-    let (mut a, _b) = engines(&pair);
+fn a_deleted_device_is_replaced_and_traffic_returns(pair: &Pair) {
+    let (mut a, _b) = engines(pair);
     let events = a.take_events().unwrap();
     pair.a.ping("10.2.0.1");
     pair.a.ip("link del mesh0");
@@ -71,10 +94,8 @@ fn a_deleted_device_is_replaced_and_traffic_returns() {
     pair.a.ping("10.2.0.1");
 }
 
-#[test]
-fn a_device_taken_down_and_up_again_goes_on() {
-    let pair = Pair::new();
-    let (a, _b) = engines(&pair);
+fn a_device_taken_down_and_up_again_goes_on(pair: &Pair) {
+    let (a, _b) = engines(pair);
     pair.a.ping("10.2.0.1");
     pair.a.ip("link set mesh0 down");
     pair.a.ip("link set mesh0 up");
@@ -94,6 +115,24 @@ fn device_outlives_its_process_with_addresses_and_routes() {
         assert_eq!((device.name(), device.mode()), ("mesh0", Mode::Fast));
         assert_eq!(device.into_queues().len(), queues);
     }
+}
+
+#[test]
+fn a_device_of_the_other_kind_is_replaced_where_one_kind_is_wanted() {
+    let pair = Pair::new();
+    let open = |wanted| {
+        let options = DeviceOptions { queues: 2, wanted, ..DeviceOptions::default() };
+        let device = pair.a.enter(move || Device::open_with("mesh0", &options)).unwrap();
+        (device.mode(), device.into_queues().len())
+    };
+    assert_eq!(open(Wanted::Plain), (Mode::Plain, 1));
+    assert_eq!(open(Wanted::Any), (Mode::Plain, 1), "what is there stays");
+    assert_eq!(open(Wanted::Fast), (Mode::Fast, 2));
+    assert_eq!(open(Wanted::Plain), (Mode::Plain, 1));
+    let busy = pair.a.enter(|| Device::open("mesh0", 1)).unwrap();
+    let options = DeviceOptions { wanted: Wanted::Fast, ..DeviceOptions::default() };
+    pair.a.enter(move || Device::open_with("mesh0", &options)).map(drop).unwrap_err();
+    assert_eq!(busy.mode(), Mode::Plain, "one that is in use is not removed");
 }
 
 #[test]
@@ -119,12 +158,10 @@ fn plain_device_takes_the_place_where_the_fast_one_is_refused() {
     pair.a.ping("10.2.0.1");
 }
 
-#[test]
-fn without_ipv6_the_socket_is_ipv4() {
-    let pair = Pair::new();
+fn without_ipv6_the_socket_is_ipv4(pair: &Pair) {
     pair.a.exec("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
     pair.a.exec("sysctl -qw net.ipv6.conf.lo.disable_ipv6=1");
-    let (_a, _b) = engines_v4(&pair);
+    let (_a, _b) = engines_v4(pair);
     pair.a.ping("10.2.0.1");
 }
 
@@ -140,10 +177,8 @@ fn engines_v4(pair: &Pair) -> (Engine, Engine) {
     (start(table_a, a), start(table_b, b))
 }
 
-#[test]
-fn unknown_destination_is_reported_to_the_sender() {
-    let pair = Pair::new();
-    let (_a, _b) = engines(&pair);
+fn unknown_destination_is_reported_to_the_sender(pair: &Pair) {
+    let (_a, _b) = engines(pair);
     pair.a.ip("route add 10.99.0.0/16 dev mesh0");
     pair.a.ip("route add fd99::/16 dev mesh0");
     for address in ["10.99.0.1:9", "[fd99::1]:9"] {
@@ -154,9 +189,7 @@ fn unknown_destination_is_reported_to_the_sender() {
     }
 }
 
-#[test]
-fn a_node_with_two_addresses_on_a_link_answers_from_the_one_that_was_asked() {
-    let pair = Pair::new();
+fn a_node_with_two_addresses_on_a_link_answers_from_the_one_that_was_asked(pair: &Pair) {
     for args in ["192.0.2.22/24 dev u0", "fd77::2/64 dev u0 nodad", "fd77::22/64 dev u0 nodad"] {
         pair.b.ip(&format!("address add {args}"));
     }

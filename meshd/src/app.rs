@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use mesh_dataplane::tun::Mode as DeviceMode;
-use mesh_dataplane::tun::linux::TunQueue;
+use mesh_dataplane::tun::{DeviceOptions, Mode as DeviceMode, TunQueue};
+use mesh_dataplane::udp::Trains;
 use mesh_dataplane::udp::system::{SystemConfig, SystemSocket};
 use mesh_dataplane::{Engine, EngineConfig, Events, LaneParts, PeerId, Snapshot, Table};
 use mesh_protocol::local::Lease;
@@ -34,9 +34,10 @@ use crate::desired;
 use crate::directory::Directory;
 use crate::exchange::socket::Datagrams;
 use crate::facts::{Facts, HostFacts};
-use crate::host::{self, Host, HostHandle};
+use crate::host::{self, DevicePlan, Host, HostHandle};
 use crate::identity::Identity;
 use crate::metrics;
+use crate::offloads;
 use crate::pods::Pods;
 use crate::ready::{self, Guard, Ready};
 use crate::shutdown::{self, Shutdown};
@@ -78,6 +79,10 @@ pub(crate) struct Node {
     pub(crate) started: Instant,
     /// A session came up: whoever has one is told to control at once.
     pub(crate) session_up: Notify,
+    /// Which offloads it uses, and why not more.
+    pub(crate) offloads: offloads::Choice,
+    /// Why it has fewer lanes than configured, if it has.
+    pub(crate) fewer_lanes: Option<String>,
     mode: DeviceMode,
 }
 
@@ -172,15 +177,17 @@ async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Started> {
     let pods = Pods::start(state.clone(), &config, cidrs, seen.pod_links.clone(), mtu)?;
     facts.pods = pods.leases.borrow().clone();
 
-    let (queues, mode) = host.open_device(&config.device.name, usize::from(config.device.lanes))?;
-    let (engine, events) = start_engine(&config, &facts, queues)?;
+    let offloads = offloads::choose(&config);
+    let opened = host.open_device(&config.device.name, device_plan(&config, &facts, &offloads))?;
+    let (mode, fewer_lanes) = (opened.mode, opened.fewer);
+    let (engine, events) = start_engine(&config, &facts, opened.queues, offloads.trains)?;
     for number in control.recently_active() {
         // A peer that is gone since is no error.
         let _ = engine.initiate(PeerId(*number));
     }
     alarms.set("host-network", host.apply(desired::host_state(&facts, &config)).err().map(|error| error.to_string()));
     let (new_queues, queues) = mpsc::channel(NEW_QUEUES);
-    let host = host.start(seen, new_queues, usize::from(config.device.lanes))?;
+    let host = host.start(seen, new_queues)?;
     let (applied, applied_pods) = watch::channel(Arc::new(Vec::new()));
 
     let listener = Listener::bind(&config.socket, &config.socket_group)?;
@@ -198,6 +205,8 @@ async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Started> {
         state,
         started,
         session_up: Notify::new(),
+        offloads,
+        fewer_lanes,
         mode,
     });
     let mut tasks = JoinSet::new();
@@ -246,7 +255,28 @@ pub(crate) fn control_setup(config: &Config) -> ControlSetup {
     }
 }
 
-fn start_engine(config: &Config, facts: &Facts, queues: Vec<TunQueue>) -> anyhow::Result<(Engine, Events)> {
+fn device_plan(config: &Config, facts: &Facts, offloads: &offloads::Choice) -> DevicePlan {
+    let options = DeviceOptions {
+        queues: usize::from(config.device.lanes),
+        wanted: config.device.mode.into(),
+        offloads: offloads.offloads,
+    };
+    DevicePlan { options, flow_key: flow_key(facts) }
+}
+
+/// The same on all nodes of the mesh, so that both ends of a flow choose one lane.
+fn flow_key(facts: &Facts) -> [u8; 16] {
+    let mut key = [0; 16];
+    key.copy_from_slice(&facts.directory.mesh.as_bytes()[..16]);
+    key
+}
+
+fn start_engine(
+    config: &Config,
+    facts: &Facts,
+    queues: Vec<TunQueue>,
+    trains: Trains,
+) -> anyhow::Result<(Engine, Events)> {
     let spec = desired::table_spec(facts, desired::device_mtu(facts, config));
     let (table, refused): (Arc<Table>, _) = desired::checked_table(spec).context("build the peer table")?;
     for (peer, error) in refused {
@@ -256,14 +286,12 @@ fn start_engine(config: &Config, facts: &Facts, queues: Vec<TunQueue>) -> anyhow
     for (port, queue) in config.ports().zip(queues) {
         let mark = Some(config.host.mark);
         let class = config.device.dscp.own_class();
-        let socket = SystemSocket::bind(&SystemConfig { port, mark, class, ..SystemConfig::default() });
+        let socket = SystemSocket::bind(&SystemConfig { port, mark, class, trains, ..SystemConfig::default() });
         let socket = socket.with_context(|| format!("bind UDP port {port}"))?;
         lanes.push(LaneParts { queue: Box::new(queue), socket: Box::new(socket) });
     }
-    let mut flow_key = [0; 16];
-    flow_key.copy_from_slice(&facts.directory.mesh.as_bytes()[..16]);
-    let mut engine =
-        Engine::start(EngineConfig { flow_key, dscp: config.device.dscp, ..EngineConfig::default() }, table, lanes)?;
+    let engine_config = EngineConfig { flow_key: flow_key(facts), dscp: config.device.dscp, ..EngineConfig::default() };
+    let mut engine = Engine::start(engine_config, table, lanes)?;
     let events = engine.take_events().context("events of the engine were taken")?;
     info!(lanes = engine.lanes(), port = config.device.port, "data plane started");
     Ok((engine, events))

@@ -74,6 +74,20 @@ pub(crate) enum Command {
         #[command(flatten)]
         config: ConfigArg,
     },
+    /// Try on scratch devices which offloads of this kernel work
+    ///
+    /// Sends trains through two devices in a network namespace of its own and compares every byte. `meshd run` does without
+    /// what came out wrong. Under the unit it runs before meshd, which has not the rights for it; what it found is kept in
+    /// offloads.json beside the socket, and holds until the next boot.
+    #[command(after_help = "Example:\n  meshd try-offloads --again --json")]
+    TryOffloads {
+        /// Where the configuration lies
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Also if it is known already
+        #[arg(long)]
+        again: bool,
+    },
     /// Check a configuration, or print the default one
     #[command(
         after_help = "Examples:\n  meshd check-config /etc/mesh/meshd.toml\n  meshd check-config --print-default > meshd.toml"

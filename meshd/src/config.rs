@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mesh_dataplane::packet::dscp::Dscp;
+use mesh_dataplane::selfcheck::Class;
+use mesh_dataplane::tun::Wanted;
 use mesh_protocol::local::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, POD_LINK_GROUP};
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +66,11 @@ pub(crate) enum Mode {
 pub(crate) struct DeviceConfig {
     /// Name of the TUN device.
     pub(crate) name: String,
+    /// Which kind of device.
+    pub(crate) mode: DeviceMode,
+    /// Offloads to do without, by name.
+    #[serde(with = "parse::classes")]
+    pub(crate) offloads_off: Vec<Class>,
     /// UDP port of lane 0; lane i has `port + i`.
     pub(crate) port: u16,
     /// Lanes.
@@ -74,6 +81,28 @@ pub(crate) struct DeviceConfig {
     /// Inner MTU in bytes; without it, it follows from the underlay's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) mtu: Option<u16>,
+}
+
+/// Which kind of device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DeviceMode {
+    /// With offloads where the kernel has them; a plain device that is there stays plain.
+    Auto,
+    /// With offloads, or not at all.
+    Offload,
+    /// One packet at a time, on one lane.
+    Plain,
+}
+
+impl From<DeviceMode> for Wanted {
+    fn from(mode: DeviceMode) -> Self {
+        match mode {
+            DeviceMode::Auto => Self::Any,
+            DeviceMode::Offload => Self::Fast,
+            DeviceMode::Plain => Self::Plain,
+        }
+    }
 }
 
 /// Section `[host]`.
@@ -146,7 +175,15 @@ impl Default for Config {
 impl Default for DeviceConfig {
     /// Port 7100 is clear of 51820, 51821 and 51871, which other CNIs use.
     fn default() -> Self {
-        Self { name: "mesh0".into(), port: 7100, lanes: 1, dscp: Dscp::Clear, mtu: None }
+        Self {
+            name: "mesh0".into(),
+            mode: DeviceMode::Auto,
+            offloads_off: Vec::new(),
+            port: 7100,
+            lanes: 1,
+            dscp: Dscp::Clear,
+            mtu: None,
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 //! One thread owns the netlink handle and does all that is done to the host, so that steps never interleave.
 
 mod clear;
+mod device;
 mod look;
 mod saved;
 mod settings;
@@ -18,6 +19,7 @@ mod settings;
 mod tests;
 mod thread;
 
+pub(crate) use device::DevicePlan;
 pub(crate) use saved::load;
 pub(crate) use thread::{Host, HostError, HostHandle};
 

@@ -15,6 +15,7 @@ mod host;
 mod identity;
 mod join;
 mod metrics;
+mod offloads;
 mod paths;
 mod pods;
 mod ready;
@@ -90,6 +91,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             down::run(&load(&config.config)?)?;
             print(json, &Done { done: "removed: nothing of the mesh is on this host's network".into() })
         }
+        Command::TryOffloads { config, again } => print(json, &offloads::run(&load(&config.config)?, again)?),
         Command::CheckConfig { file, print_default } => check_config(json, file.as_deref(), print_default),
         Command::Completion { shell } => {
             let mut cli = Cli::command();

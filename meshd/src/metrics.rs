@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use mesh_dataplane::Snapshot;
+use mesh_dataplane::selfcheck::Class;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -172,7 +173,7 @@ impl Collector for Seen {
 impl Seen {
     fn lanes(&self, to: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         type Value = fn(&mesh_dataplane::command::LaneSnapshot) -> u64;
-        let counters: [(&str, &str, Value); 9] = [
+        let counters: [(&str, &str, Value); 11] = [
             ("mesh_dataplane_received_packets", "Inner packets received", |lane| lane.traffic.rx_packets),
             ("mesh_dataplane_received_bytes", "Their bytes", |lane| lane.traffic.rx_bytes),
             ("mesh_dataplane_sent_packets", "Inner packets sent", |lane| lane.traffic.tx_packets),
@@ -184,6 +185,8 @@ impl Seen {
                 lane.strayed_packets
             }),
             ("mesh_dataplane_crossed_packets", "Packets handed to lane 0", |lane| lane.crossed_packets),
+            ("mesh_dataplane_refused_super_packets", "Super-packets that the device refused", |lane| lane.refused_runs),
+            ("mesh_dataplane_refused_trains", "Trains that the kernel refused", |lane| lane.socket.refused_trains),
         ];
         for (name, help, value) in counters {
             let constant = ConstCounter::new(0_u64);
@@ -193,11 +196,33 @@ impl Seen {
                 ConstCounter::new(value(lane)).encode(family.encode_family(&labels)?)?;
             }
         }
+        let gauges: [(&str, &str, Value); 3] = [
+            ("mesh_dataplane_tunnels", "Tunnels", |lane| lane.tunnels as u64),
+            ("mesh_dataplane_receive_buffer_bytes", "Receive buffer of the socket", |lane| {
+                lane.socket.receive_buffer as u64
+            }),
+            ("mesh_dataplane_send_buffer_bytes", "Send buffer of the socket", |lane| lane.socket.send_buffer as u64),
+        ];
+        for (name, help, value) in gauges {
+            let constant = ConstGauge::new(0_u64);
+            let mut family = to.encode_descriptor(name, help, None, constant.metric_type())?;
+            for lane in &self.snapshot.lanes {
+                let labels = [("lane", lane.lane.to_string())];
+                ConstGauge::new(value(lane)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        self.offloads(to)
+    }
+
+    /// 1 for each kind that is on, on every lane.
+    fn offloads(&self, to: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let constant = ConstGauge::new(0_u64);
-        let mut family = to.encode_descriptor("mesh_dataplane_tunnels", "Tunnels", None, constant.metric_type())?;
-        for lane in &self.snapshot.lanes {
-            let labels = [("lane", lane.lane.to_string())];
-            ConstGauge::new(lane.tunnels as u64).encode(family.encode_family(&labels)?)?;
+        let help = "1 for each offload that is on, on every lane";
+        let mut family = to.encode_descriptor("mesh_dataplane_offloads", help, None, constant.metric_type())?;
+        for class in Class::ALL {
+            let lanes = &self.snapshot.lanes;
+            let on = !lanes.is_empty() && lanes.iter().all(|lane| class.is_on(lane.offloads, lane.socket.trains));
+            ConstGauge::new(u64::from(on)).encode(family.encode_family(&[("offload", class.as_str())])?)?;
         }
         Ok(())
     }

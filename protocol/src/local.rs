@@ -334,10 +334,52 @@ pub struct DeviceStatus {
     pub mode: String,
     /// Lanes.
     pub lanes: u32,
+    /// Why there are fewer than configured, if there are.
+    #[serde(default)]
+    pub fewer_lanes: Option<String>,
     /// UDP port of lane 0.
     pub port: u16,
     /// Inner MTU, in bytes.
     pub mtu: u16,
+    /// Every kind of offload.
+    #[serde(default)]
+    pub offloads: Vec<OffloadStatus>,
+    /// Why offloads were not tried on this kernel, if they were not.
+    #[serde(default)]
+    pub offloads_untried: Option<String>,
+    /// The socket of each lane.
+    #[serde(default)]
+    pub sockets: Vec<SocketStatus>,
+}
+
+/// One kind of offload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OffloadStatus {
+    /// `tso4`, `tso6`, `uso`, `tcp-coalesce`, `udp-coalesce`, `udp-segment` or `udp-gro`.
+    pub name: String,
+    /// On every lane.
+    pub on: bool,
+    /// Why not.
+    pub reason: Option<String>,
+}
+
+/// The UDP socket of a lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketStatus {
+    /// Number of the lane.
+    pub lane: u32,
+    /// Its port.
+    pub port: u16,
+    /// Bytes asked for each of the two kernel buffers.
+    pub asked_buffer: u64,
+    /// Bytes the receive buffer has.
+    pub receive_buffer: u64,
+    /// Bytes the send buffer has.
+    pub send_buffer: u64,
+    /// Trains that the kernel refused and that went as single datagrams.
+    pub refused_trains: u64,
+    /// Super-packets that the device refused and that were written one by one.
+    pub refused_super_packets: u64,
 }
 
 /// Something that somebody has to look at.

@@ -8,13 +8,17 @@ use mesh_dataplane::{
     clock::Instant,
     lane::{Lane, LaneConfig, Output},
     packet::{
+        coalesce::Coalescer,
         dscp::Dscp,
         flow::FlowHash,
         fragment::Fragments,
         header::Header,
         icmp::{self, Problem},
         mss,
+        offload::{Cut, Offloads, Transport},
+        segment::Segments,
     },
+    tun::Packets,
 };
 
 const NOW: Instant = Instant::from_start(Duration::from_secs(500));
@@ -165,4 +169,68 @@ pub fn outbound(input: &[u8]) {
         world.victim.handle_timeout(NOW, &mut out);
         world.calm();
     });
+}
+
+/// A super-packet: how it is to be cut (transport, size of pieces, MTU: five bytes), then its bytes.
+pub fn segment(input: &[u8]) {
+    let Some((&[transport, a, b, c, d], packet)) = input.split_first_chunk() else { return };
+    let transport = if transport & 1 == 0 { Transport::Tcp } else { Transport::Udp };
+    let cut = Cut { transport, size: u16::from_be_bytes([a, b]) };
+    let mtu = u16::from_be_bytes([c, d]).max(68);
+    let mut buffer = [packet, &[0xee; 15]].concat();
+    let Some(mut segments) = Segments::new(&mut buffer, packet.len(), cut) else { return };
+    let (whole, headers, longest) = (*segments.header(), segments.start().len(), segments.longest());
+    let fits = segments.limit(mtu);
+    let mut payload = Vec::new();
+    while let Some((piece, len)) = segments.next() {
+        assert!(len <= longest && (!fits || len <= usize::from(mtu)) && len > headers);
+        let header = Header::parse(&piece[..len]).expect("a piece is a packet");
+        assert_eq!((header.len, header.source, header.destination), (len, whole.source, whole.destination));
+        payload.extend_from_slice(&piece[headers..len]);
+        // The padding of a lane.
+        piece[len..].fill(0);
+    }
+    assert_eq!(payload, packet[headers..whole.len], "no byte is lost or changed");
+}
+
+/// Packets for a queue, each behind its length in two bytes: joined, and cut again.
+pub fn coalesce(mut input: &[u8]) {
+    let mut packets = Vec::new();
+    while let Some((&[a, b], rest)) = input.split_first_chunk()
+        && packets.len() < 200
+    {
+        let (packet, rest) = rest.split_at(rest.len().min(usize::from(u16::from_be_bytes([a, b])) % 3_000));
+        packets.push(packet.to_vec());
+        input = rest;
+    }
+    let mut batch = Packets::new(packets.len() * 3_000, packets.len().max(1));
+    for packet in &packets {
+        let Some(room) = batch.room() else { return };
+        room[..packet.len()].copy_from_slice(packet);
+        batch.push(packet.len(), ());
+    }
+    let mut coalescer = Coalescer::default();
+    coalescer.plan(&mut batch, Offloads::ALL);
+    let mut count = 0;
+    for run in coalescer.runs() {
+        count += run.count;
+        let Some(cut) = run.cut.filter(|_| run.count > 1) else { continue };
+        let (_, first) = batch.get(run.first).expect("it is in the batch");
+        let mut bytes = first.to_vec();
+        for n in coalescer.followers(run) {
+            bytes.extend_from_slice(&batch.get(n).expect("it is in the batch").1[run.headers.1..]);
+        }
+        let len = bytes.len();
+        let mut segments = Segments::new(&mut bytes, len, cut).expect("a run is a super-packet");
+        for n in [run.first].into_iter().chain(coalescer.followers(run)) {
+            let (piece, len) = segments.next().expect("as many pieces as packets");
+            assert_eq!(&piece[run.headers.1..len], &packets[n][run.headers.1..], "the payload stays");
+        }
+        assert!(segments.is_done());
+    }
+    assert_eq!(count, packets.len(), "each packet is in one run");
+    for run in coalescer.runs() {
+        coalescer.part(&mut batch, run);
+    }
+    assert!(batch.iter().map(|(_, packet)| packet).eq(packets.iter().map(Vec::as_slice)), "a refused run comes apart");
 }

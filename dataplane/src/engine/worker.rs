@@ -181,6 +181,10 @@ impl Worker {
                 Letter::Snapshot(answer) => {
                     let (mut lane, peers) = self.lane.snapshot(now);
                     lane.queue_attached = self.queue.is_some();
+                    if let Some(queue) = &self.queue {
+                        (lane.offloads, lane.refused_runs) = (queue.offloads(), queue.refused_runs());
+                    }
+                    lane.socket = self.socket.state();
                     // The asker may have lost patience.
                     let _ = answer.try_send((lane, peers));
                 }

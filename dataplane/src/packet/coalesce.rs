@@ -85,7 +85,7 @@ impl Coalescer {
         self.next.resize(packets.len(), usize::MAX);
         for n in 0..packets.len() {
             let Some((_, packet)) = packets.get(n) else { break };
-            match Part::parse(packet).filter(|part| offloads.has(part.transport)) {
+            match Part::parse(packet).filter(|part| offloads.joins(part.transport)) {
                 Some(part) => self.place(packets, n, part, packet),
                 None => {
                     // It may belong to any flow, and overtakes nothing.

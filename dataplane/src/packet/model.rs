@@ -1,4 +1,5 @@
-//! Slow and obvious: packets built field by field, super-packets cut by copying. What the fast ways are held against.
+//! Slow and obvious: packets built field by field, super-packets cut by copying. What the fast ways and the kernel's are held
+//! against.
 
 use super::{
     checksum,
@@ -15,6 +16,8 @@ pub(crate) struct Model {
     pub tos: u8,
     pub dont_fragment: bool,
     pub ip_options: Vec<u8>,
+    /// IPv6: the options are a routing header of this kind, the stops of which are to be made yet.
+    pub routing: Option<u8>,
     pub sequence: u32,
     pub ack: u32,
     pub flags: u8,
@@ -32,6 +35,7 @@ impl Model {
             tos: 2,
             dont_fragment: true,
             ip_options: Vec::new(),
+            routing: None,
             sequence: 0xffff_ff00,
             ack: 77,
             flags: 0x10,
@@ -78,7 +82,8 @@ impl Model {
             ip.extend([0x60 | self.tos >> 4, self.tos << 4, 0, 0]);
             let len = (transport + self.ip_options.len()) as u16;
             ip.extend(len.to_be_bytes());
-            ip.extend([if self.ip_options.is_empty() { self.protocol } else { 60 }, 64]);
+            let options = if self.routing.is_some() { 43 } else { 60 };
+            ip.extend([if self.ip_options.is_empty() { self.protocol } else { options }, 64]);
             ip.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
             ip.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
             // Destination options, to which the caller gave the right length.
@@ -86,7 +91,12 @@ impl Model {
             if !self.ip_options.is_empty() {
                 ip[40] = self.protocol;
             }
-            let addresses = ip[8..40].to_vec();
+            let mut addresses = ip[8..40].to_vec();
+            match self.routing {
+                Some(4) => addresses[16..].copy_from_slice(&ip[48..64]),
+                Some(_) => addresses[16..].copy_from_slice(&ip[ip.len() - 16..]),
+                None => {}
+            }
             return (ip, addresses);
         }
         let header = 20 + self.ip_options.len();

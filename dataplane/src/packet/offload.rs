@@ -30,26 +30,32 @@ pub enum Transport {
     Udp,
 }
 
-/// Which super-packets a queue gives and takes.
+/// Which super-packets a queue gives and takes, by kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Offloads {
-    /// TCP, over IPv4 and IPv6.
-    pub tcp: bool,
-    /// UDP, over IPv4 and IPv6.
-    pub udp: bool,
+    /// It gives those of TCP over IPv4.
+    pub tso4: bool,
+    /// It gives those of TCP over IPv6.
+    pub tso6: bool,
+    /// It gives those of UDP, over both: the kernel has no switch for one.
+    pub uso: bool,
+    /// It takes those of TCP.
+    pub tcp_coalesce: bool,
+    /// It takes those of UDP.
+    pub udp_coalesce: bool,
 }
 
 impl Offloads {
     /// All there are.
-    pub const ALL: Self = Self { tcp: true, udp: true };
+    pub const ALL: Self = Self { tso4: true, tso6: true, uso: true, tcp_coalesce: true, udp_coalesce: true };
     /// None: packets come and go one by one.
-    pub const NONE: Self = Self { tcp: false, udp: false };
+    pub const NONE: Self = Self { tso4: false, tso6: false, uso: false, tcp_coalesce: false, udp_coalesce: false };
 
-    /// True if such super-packets pass.
-    pub fn has(self, transport: Transport) -> bool {
+    /// True if it takes super-packets of this kind.
+    pub fn joins(self, transport: Transport) -> bool {
         match transport {
-            Transport::Tcp => self.tcp,
-            Transport::Udp => self.udp,
+            Transport::Tcp => self.tcp_coalesce,
+            Transport::Udp => self.udp_coalesce,
         }
     }
 }

@@ -7,6 +7,7 @@ use super::{
     checksum,
     header::{Fragment, Header, TCP, UDP},
     offload::{Cut, Transport},
+    source_route,
 };
 
 /// Longest headers of a super-packet, IP options and extension headers included.
@@ -27,6 +28,8 @@ pub struct Segments<'a> {
     template: [u8; MAX_HEADERS],
     /// Bytes of IP and transport header.
     headers: usize,
+    /// Sum of the addresses that the transport's checksum covers.
+    addresses: u64,
     size: usize,
     /// Where the payload of the next packet begins.
     at: usize,
@@ -63,9 +66,10 @@ impl<'a> Segments<'a> {
         }
         let mut template = [0; MAX_HEADERS];
         template[..headers].copy_from_slice(&buffer[..headers]);
+        let addresses = source_route::covered_addresses(&template[..header.payload])?;
         let size = usize::from(cut.size);
         let (transport, saved) = (cut.transport, ([0; SPARE], 0));
-        Some(Self { buffer, header, transport, template, headers, size, at: headers, count: 0, saved })
+        Some(Self { buffer, header, transport, template, headers, addresses, size, at: headers, count: 0, saved })
     }
 
     /// The headers of the super-packet; its length is that of all packets together.
@@ -128,10 +132,11 @@ impl<'a> Segments<'a> {
         packet[..self.headers].copy_from_slice(&self.template[..self.headers]);
         let (ip, transport) = packet.split_at_mut(self.header.payload);
         let len = ip.len() + transport.len();
-        let pseudo = match self.header.source.is_ipv4() {
-            true => write_v4(ip, len, self.count, transport.len()),
-            false => write_v6(ip, len, transport.len()),
-        };
+        match self.header.source.is_ipv4() {
+            true => write_v4(ip, len, self.count),
+            false => write_v6(ip, len),
+        }
+        let pseudo = self.addresses + transport.len() as u64;
         let field = match self.transport {
             Transport::Tcp => {
                 let sequence = u32::from_be_bytes([transport[4], transport[5], transport[6], transport[7]]);
@@ -157,21 +162,19 @@ impl<'a> Segments<'a> {
     }
 }
 
-/// Writes what changes in an IPv4 header; the sum of the pseudo-header without the protocol.
-fn write_v4(ip: &mut [u8], len: usize, number: u16, transport: usize) -> u64 {
+/// Writes what changes in an IPv4 header.
+fn write_v4(ip: &mut [u8], len: usize, number: u16) {
     let id = u16::from_be_bytes([ip[4], ip[5]]).wrapping_add(number);
     ip[2..4].copy_from_slice(&(len as u16).to_be_bytes());
     ip[4..6].copy_from_slice(&id.to_be_bytes());
     ip[10..12].fill(0);
     let sum = checksum::finish(checksum::sum(ip));
     ip[10..12].copy_from_slice(&sum.to_be_bytes());
-    checksum::sum(&ip[12..20]) + transport as u64
 }
 
 /// The same for IPv6.
-fn write_v6(ip: &mut [u8], len: usize, transport: usize) -> u64 {
+fn write_v6(ip: &mut [u8], len: usize) {
     ip[4..6].copy_from_slice(&((len - 40) as u16).to_be_bytes());
-    checksum::sum(&ip[8..40]) + transport as u64
 }
 
 #[cfg(test)]

@@ -1,56 +1,84 @@
 //! TUN devices of Linux through a few ioctls.
 //!
 //! The fast device has several queues and a virtio header in front of each packet: one read brings a super-packet of up to
-//! 64 KiB that stands for many, one write takes one. Where the kernel refuses it, the plain device of the
-//! `tun-tap` crate takes its place: one queue, no header. Both are persistent: the device, its addresses and its routes
-//! outlive the process, and the next one attaches to it again.
-#![allow(unsafe_code, reason = "ioctls; each block is one call")]
+//! 64 KiB that stands for many, one write takes one. Where the kernel refuses it, or the caller wants no super-packets at
+//! all, the plain device of the `tun-tap` crate takes its place: one queue, no header. Both are persistent: the device, its
+//! addresses and its routes outlive the process, and the next one attaches to it again.
+
+mod ioctl;
+mod queue;
 
 use std::{
-    ffi::CStr,
+    error::Error as _,
     fs::{File, OpenOptions},
-    io::{self, IoSlice, Read, Write},
-    mem,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    io,
+    os::fd::{AsFd, AsRawFd},
     os::unix::fs::OpenOptionsExt,
 };
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    poll::poll,
+};
 use tracing::{info, warn};
 
 use super::{
-    Packets, Queue, Supers,
-    vnet::{self, HEADER},
+    steering::{Steering, SteeringError},
+    vnet::HEADER,
 };
-use crate::packet::{
-    coalesce::{Coalescer, MAX_PACKETS, Run},
-    offload::{Offload, Offloads, Transport},
-};
+use crate::packet::{flow::FlowHash, offload::Offloads};
+use ioctl::{IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TUN, IFF_VNET_HDR, is_refusal};
+use queue::{Handle, plain_fd};
+
+pub use ioctl::{name_of, namespace_of};
+pub use queue::TunQueue;
 
 /// Queues one device may have; the kernel's own bound is 256, lanes are at most 8.
 const MAX_QUEUES: usize = 64;
-
-const IFF_TUN: i32 = 0x0001;
-const IFF_NO_PI: i32 = 0x1000;
-const IFF_MULTI_QUEUE: i32 = 0x0100;
-const IFF_VNET_HDR: i32 = 0x4000;
-const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
-const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
-const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
-const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
-const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
-const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
-/// Checksums; TCP over IPv4 and IPv6, also with congestion marks; UDP over both, which kernels have since 6.2.
-const OFFLOAD_TCP: libc::c_ulong = 0x01 | 0x02 | 0x04 | 0x08;
-const OFFLOAD_UDP: libc::c_ulong = 0x20 | 0x40;
+/// How often, and how many milliseconds apart, a device that was removed is looked for.
+const LOOKS: usize = 50;
+const PAUSE: u16 = 20;
+/// What the kernel is told of a fast device, and of a plain one.
+const FAST: i32 = IFF_TUN | IFF_NO_PI | IFF_MULTI_QUEUE | IFF_VNET_HDR;
+const PLAIN: i32 = IFF_TUN | IFF_NO_PI;
 
 /// Which kind of device it became.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// Several queues, virtio header.
     Fast,
-    /// One queue, no header: the kernel refused the fast one.
+    /// One queue, no header: the kernel refused the fast one, or nobody wanted it.
     Plain,
+}
+
+/// Which kind of device it is to become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Wanted {
+    /// The fast one; the plain one where the kernel refuses that, or where a plain device of that name exists.
+    #[default]
+    Any,
+    /// The fast one or none. A plain device of that name is removed, with its addresses and routes.
+    Fast,
+    /// The plain one. A fast device of that name is removed, with its addresses and routes.
+    Plain,
+}
+
+/// How to open a device.
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceOptions {
+    /// Queues of a fast device, 1 to 64.
+    pub queues: usize,
+    /// Which kind.
+    pub wanted: Wanted,
+    /// Super-packets that a fast device may give and take. What the kernel does not know is left out.
+    pub offloads: Offloads,
+}
+
+impl Default for DeviceOptions {
+    /// Any device, with one queue and all super-packets.
+    fn default() -> Self {
+        Self { queues: 1, wanted: Wanted::Any, offloads: Offloads::ALL }
+    }
 }
 
 /// An open, persistent TUN device.
@@ -62,7 +90,17 @@ pub struct Device {
 }
 
 impl Device {
-    /// Creates the device `name`, or attaches to it if it exists, with `queues` queues.
+    /// Creates the device `name`, or attaches to it if it exists, with `queues` queues; of any kind, see
+    /// [`open_with`](Self::open_with).
+    ///
+    /// # Errors
+    ///
+    /// As `open_with`.
+    pub fn open(name: &str, queues: usize) -> io::Result<Self> {
+        Self::open_with(name, &DeviceOptions { queues, ..DeviceOptions::default() })
+    }
+
+    /// Creates the device `name`, or attaches to it if it exists.
     ///
     /// It is neither up nor has it addresses: that is for the caller to do. In [`Mode::Plain`] it has one queue.
     ///
@@ -70,19 +108,45 @@ impl Device {
     ///
     /// `InvalidInput` for an impossible name or number of queues; what the kernel says otherwise: `EPERM` without
     /// `CAP_NET_ADMIN`, `ENOENT` without `/dev/net/tun`, `EBUSY` while another process has the device.
-    pub fn open(name: &str, queues: usize) -> io::Result<Self> {
+    pub fn open_with(name: &str, options: &DeviceOptions) -> io::Result<Self> {
         check_name(name)?;
-        if !(1..=MAX_QUEUES).contains(&queues) {
+        if !(1..=MAX_QUEUES).contains(&options.queues) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "1 to 64 queues"));
         }
-        match open_fast(name, queues) {
-            Ok(device) => Ok(device),
-            Err(error) if is_refusal(&error) => {
-                warn!(link = name, %error, "fast TUN device refused, using the plain one");
-                open_plain(name)
-            }
-            Err(error) => Err(error),
+        let fast = || open_fast(name, options.queues, options.offloads);
+        match options.wanted {
+            Wanted::Any => fast().or_else(|error| match is_refusal(&error) {
+                true => {
+                    warn!(link = name, %error, "fast TUN device refused, using the plain one");
+                    open_plain(name)
+                }
+                false => Err(error),
+            }),
+            Wanted::Fast => instead_of(name, PLAIN, fast),
+            Wanted::Plain => instead_of(name, FAST, || open_plain(name)),
         }
+    }
+
+    /// Like [`open_with`](Self::open_with), and packets of a flow come out of the queue of its lane: `flow` modulo the number
+    /// of queues. Where the kernel refuses the program for that, the device has one queue, and the reason is given too.
+    ///
+    /// # Errors
+    ///
+    /// As `open_with`.
+    pub fn open_steered(
+        name: &str,
+        options: &DeviceOptions,
+        flow: &FlowHash,
+    ) -> io::Result<(Self, Option<SteeringError>)> {
+        let device = Self::open_with(name, options)?;
+        let (Some(first), lanes @ 2..) = (device.queues.first(), device.queues.len()) else {
+            return Ok((device, None));
+        };
+        let steered = Steering::load(flow, lanes as u32).and_then(|program| program.attach(first));
+        let Err(error) = steered else { return Ok((device, None)) };
+        warn!(link = name, error = %error, cause = error.source(), "no flow keeps its queue here, using one");
+        drop(device);
+        Ok((Self::open_with(name, &DeviceOptions { queues: 1, ..*options })?, Some(error)))
     }
 
     /// Name of the link.
@@ -101,187 +165,13 @@ impl Device {
     ///
     /// What the kernel says.
     pub fn set_persistent(&self, persistent: bool) -> io::Result<()> {
-        self.queues.iter().try_for_each(|queue| set_value(queue.as_fd().as_raw_fd(), TUNSETPERSIST, persistent.into()))
+        self.queues.iter().try_for_each(|queue| ioctl::set_persistent(queue.as_fd().as_raw_fd(), persistent))
     }
 
     /// The queues, one for each lane.
     pub fn into_queues(self) -> Vec<TunQueue> {
         self.queues
     }
-}
-
-/// One queue of a TUN device.
-#[derive(Debug)]
-pub struct TunQueue {
-    file: Handle,
-    offloads: Offloads,
-    coalescer: Coalescer,
-}
-
-#[derive(Debug)]
-enum Handle {
-    /// Packets have a virtio header.
-    Fast(File),
-    /// Packets are bare.
-    Plain(tun_tap::Iface),
-}
-
-impl AsFd for TunQueue {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.file {
-            Handle::Fast(file) => file.as_fd(),
-            // SAFETY: the interface owns the descriptor and is borrowed as long as the result lives.
-            Handle::Plain(plain) => unsafe { BorrowedFd::borrow_raw(plain.as_raw_fd()) },
-        }
-    }
-}
-
-impl Queue for TunQueue {
-    fn read(&mut self, supers: &mut Supers, most: usize) -> io::Result<usize> {
-        let before = supers.len();
-        // Reads that bring nothing of use count too: the budget holds whatever the kernel hands over.
-        for _ in 0..most {
-            let Some(room) = supers.room() else { break };
-            match self.read_one(room) {
-                Ok(Some((offset, len, offload))) => supers.push_at(offset, len, offload),
-                Ok(None) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if supers.len() == before => return Err(error),
-                Err(_) => break,
-            }
-        }
-        Ok(supers.len() - before)
-    }
-
-    fn write(&mut self, packets: &mut Packets) -> io::Result<usize> {
-        let mut taken = 0;
-        let mut coalescer = mem::take(&mut self.coalescer);
-        coalescer.plan(packets, self.offloads);
-        for run in coalescer.runs() {
-            let written = match self.write_run(packets, &coalescer, run) {
-                // Some kernels refuse what they said they take: never again, and this one packet by packet.
-                Err(error) if run.count > 1 && error.raw_os_error() == Some(libc::EINVAL) => {
-                    self.turn_off(run, &error);
-                    coalescer.part(packets, run);
-                    self.write_parted(packets, &coalescer, run)
-                }
-                written => written.map(|()| run.count),
-            };
-            match written {
-                Ok(count) => taken += count,
-                Err(error) if super::is_lost(&error) => return Err(error),
-                // The device is down or its queue full: these packets are gone, as on any link.
-                Err(_) => {}
-            }
-        }
-        self.coalescer = coalescer;
-        Ok(taken)
-    }
-
-    fn offloads(&self) -> Offloads {
-        self.offloads
-    }
-}
-
-impl TunQueue {
-    fn new(file: Handle, offloads: Offloads) -> Self {
-        Self { file, offloads, coalescer: Coalescer::default() }
-    }
-
-    /// Reads once: where in `room` the packet begins, how long it is, what is left to do; `None` for what is no use.
-    fn read_one(&mut self, room: &mut [u8]) -> io::Result<Option<(usize, usize, Offload)>> {
-        match &mut self.file {
-            Handle::Plain(plain) => Ok(Some((0, plain.recv(room)?, Offload::None))),
-            Handle::Fast(file) => {
-                let len = file.read(room)?;
-                let Some((header, packet)) = room[..len].split_first_chunk_mut::<HEADER>() else {
-                    return Ok(None);
-                };
-                let offload = vnet::decode(header, packet);
-                Ok(Some((HEADER, len - HEADER, offload)))
-            }
-        }
-    }
-
-    /// Writes the packets of a run at once.
-    fn write_run(&mut self, packets: &Packets, coalescer: &Coalescer, run: &Run) -> io::Result<()> {
-        let Some((_, first)) = packets.get(run.first) else { return Ok(()) };
-        let file = match &mut self.file {
-            Handle::Plain(plain) => return plain.send(first).map(drop),
-            Handle::Fast(file) => file,
-        };
-        let header = vnet::encode(run);
-        if run.count == 1 {
-            return file.write_vectored(&[IoSlice::new(&header), IoSlice::new(first)]).map(drop);
-        }
-        let mut parts = [IoSlice::new(&[]); MAX_PACKETS + 1];
-        (parts[0], parts[1]) = (IoSlice::new(&header), IoSlice::new(first));
-        for (part, n) in parts[2..].iter_mut().zip(coalescer.followers(run)) {
-            let payload = packets.get(n).and_then(|(_, packet)| packet.get(run.headers.1..));
-            *part = IoSlice::new(payload.unwrap_or_default());
-        }
-        file.write_vectored(&parts[..=run.count]).map(drop)
-    }
-
-    /// Writes the packets of a run one by one; how many were taken.
-    fn write_parted(&mut self, packets: &Packets, coalescer: &Coalescer, run: &Run) -> io::Result<usize> {
-        let mut taken = 0;
-        for n in [run.first].into_iter().chain(coalescer.followers(run)) {
-            match self.write_run(packets, coalescer, &Run::single(n)) {
-                Ok(()) => taken += 1,
-                Err(error) if super::is_lost(&error) => return Err(error),
-                Err(_) => {}
-            }
-        }
-        Ok(taken)
-    }
-
-    /// Joins no more packets of this kind.
-    fn turn_off(&mut self, run: &Run, error: &io::Error) {
-        let Some(cut) = run.cut else { return };
-        warn!(%error, transport = ?cut.transport, "super-packet refused, writing packets one by one");
-        match cut.transport {
-            Transport::Tcp => self.offloads.tcp = false,
-            Transport::Udp => self.offloads.udp = false,
-        }
-    }
-}
-
-/// Name of the device whose queue this is: it may have been changed.
-///
-/// # Errors
-///
-/// `EBADFD` if the device is gone.
-pub fn name_of(queue: BorrowedFd<'_>) -> io::Result<String> {
-    // SAFETY: all zeros are a valid ifreq.
-    let mut request: libc::ifreq = unsafe { mem::zeroed() };
-    // SAFETY: the descriptor is open and the kernel writes one ifreq, which outlives the call.
-    if unsafe { libc::ioctl(queue.as_raw_fd(), TUNGETIFF, &raw mut request) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    name_in(&request)
-}
-
-/// The network namespace that the device is in, whose queue this is: it may have been moved.
-///
-/// # Errors
-///
-/// `EBADFD` if the device is gone, `ENOTTY` before Linux 5.2.
-pub fn namespace_of(queue: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    // SAFETY: this request reads no memory; the descriptor is open.
-    let fd = unsafe { libc::ioctl(queue.as_raw_fd(), TUNGETDEVNETNS, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn name_in(request: &libc::ifreq) -> io::Result<String> {
-    let name = request.ifr_name.map(|byte| byte as u8);
-    let name = CStr::from_bytes_until_nul(&name).map_err(|_| io::ErrorKind::InvalidData)?;
-    Ok(name.to_string_lossy().into_owned())
 }
 
 fn check_name(name: &str) -> io::Result<()> {
@@ -292,90 +182,60 @@ fn check_name(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// True if the kernel knows TUN devices but not this kind.
-fn is_refusal(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOTTY))
+/// Opens a device; one of the other kind that is in the way is removed first.
+fn instead_of(name: &str, other: i32, open: impl Fn() -> io::Result<Device>) -> io::Result<Device> {
+    let error = match open() {
+        Err(error) if is_refusal(&error) => error,
+        opened => return opened,
+    };
+    // Nothing of that kind and name is in the way: then the kernel refuses the kind itself.
+    let Ok(file) = open_file() else { return Err(error) };
+    if ioctl::attach(file.as_raw_fd(), name, other).is_err() {
+        return Err(error);
+    }
+    warn!(link = name, "a TUN device of another kind is in the way, removing it");
+    ioctl::set_persistent(file.as_raw_fd(), false)?;
+    drop(file);
+    // It is gone with the last descriptor, which a program that is just being started may have for a moment.
+    for _ in 0..LOOKS {
+        match open() {
+            Err(error) if is_refusal(&error) => poll(&mut [], PAUSE)?,
+            opened => return opened,
+        };
+    }
+    open()
 }
 
-fn open_fast(name: &str, queues: usize) -> io::Result<Device> {
+fn open_file() -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open("/dev/net/tun")
+}
+
+fn open_fast(name: &str, queues: usize, wanted: Offloads) -> io::Result<Device> {
     let mut opened = Vec::with_capacity(queues);
     let mut full_name = String::new();
     let mut offloads = Offloads::NONE;
     for _ in 0..queues {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-            .open("/dev/net/tun")?;
-        let flags = IFF_TUN | IFF_NO_PI | IFF_MULTI_QUEUE | IFF_VNET_HDR;
-        full_name = attach(file.as_raw_fd(), name, flags)?;
-        // A persistent device keeps what an earlier process set.
-        set_int(file.as_raw_fd(), TUNSETVNETHDRSZ, HEADER as i32)?;
-        offloads = set_offloads(file.as_raw_fd())?;
-        set_value(file.as_raw_fd(), TUNSETPERSIST, 1)?;
+        let file = open_file()?;
+        full_name = ioctl::attach(file.as_raw_fd(), name, FAST)?;
+        ioctl::set_header_len(file.as_raw_fd(), HEADER as i32)?;
+        offloads = ioctl::set_offloads(file.as_raw_fd(), wanted)?;
+        ioctl::set_persistent(file.as_raw_fd(), true)?;
         opened.push(TunQueue::new(Handle::Fast(file), offloads));
     }
-    info!(link = %full_name, queues, tcp = offloads.tcp, udp = offloads.udp, "TUN device open");
+    info!(link = %full_name, queues, ?offloads, "TUN device open");
     Ok(Device { name: full_name, mode: Mode::Fast, queues: opened })
 }
 
 fn open_plain(name: &str) -> io::Result<Device> {
     let plain = tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tun)?;
-    // SAFETY: the interface owns the descriptor and lives longer than this borrow.
-    let fd = unsafe { BorrowedFd::borrow_raw(plain.as_raw_fd()) };
-    fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    set_value(plain.as_raw_fd(), TUNSETPERSIST, 1)?;
+    fcntl(plain_fd(&plain), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    // A fast device of before may have been told to hand over super-packets.
+    ioctl::set_offloads(plain.as_raw_fd(), Offloads::NONE)?;
+    ioctl::set_persistent(plain.as_raw_fd(), true)?;
     info!(link = plain.name(), queues = 1, "TUN device open, plain");
     let name = plain.name().to_owned();
     Ok(Device { name, mode: Mode::Plain, queues: vec![TunQueue::new(Handle::Plain(plain), Offloads::NONE)] })
-}
-
-/// Switches on what the kernel knows; says which that is.
-fn set_offloads(fd: RawFd) -> io::Result<Offloads> {
-    let choices = [(OFFLOAD_TCP | OFFLOAD_UDP, Offloads::ALL), (OFFLOAD_TCP, Offloads { tcp: true, udp: false })];
-    for (flags, offloads) in choices {
-        match set_value(fd, TUNSETOFFLOAD, flags) {
-            Ok(()) => return Ok(offloads),
-            Err(error) if is_refusal(&error) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    set_value(fd, TUNSETOFFLOAD, 0)?;
-    Ok(Offloads::NONE)
-}
-
-/// TUNSETIFF: makes the descriptor a queue of the device; returns its name.
-fn attach(fd: RawFd, name: &str, flags: i32) -> io::Result<String> {
-    // SAFETY: all zeros are a valid ifreq.
-    let mut request: libc::ifreq = unsafe { mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    // SAFETY: the descriptor is open and the kernel reads and writes one ifreq, which outlives the call.
-    let result = unsafe { libc::ioctl(fd, TUNSETIFF, &raw mut request) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    name_in(&request)
-}
-
-/// An ioctl that takes its value in place of a pointer.
-fn set_value(fd: RawFd, request: libc::c_ulong, value: libc::c_ulong) -> io::Result<()> {
-    // SAFETY: this request reads no memory; the descriptor is open.
-    if unsafe { libc::ioctl(fd, request, value) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-/// An ioctl that takes a pointer to an int.
-fn set_int(fd: RawFd, request: libc::c_ulong, value: i32) -> io::Result<()> {
-    // SAFETY: the kernel reads one int, which outlives the call; the descriptor is open.
-    if unsafe { libc::ioctl(fd, request, &raw const value) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use std::{
 use socket2::{Domain, Protocol, Type};
 use tracing::{debug, info};
 
-use super::{Arrivals, Datagrams, Socket};
+use super::{Arrivals, Datagrams, Socket, SocketState, Trains};
 use send::Refusals;
 
 /// Messages a system call takes at most, each a datagram or a train.
@@ -43,12 +43,14 @@ pub struct SystemConfig {
     pub buffer_bytes: usize,
     /// Traffic class byte of what is sent without one.
     pub class: u8,
+    /// Which trains may be used.
+    pub trains: Trains,
 }
 
 impl Default for SystemConfig {
-    /// Any port, all addresses, no mark, buffers of 4 MiB: a tenth of a second at 320 Mbit/s.
+    /// Any port, all addresses, no mark, buffers of 4 MiB: a tenth of a second at 320 Mbit/s; trains both ways.
     fn default() -> Self {
-        Self { port: 0, address: None, mark: None, buffer_bytes: 4 << 20, class: 0 }
+        Self { port: 0, address: None, mark: None, buffer_bytes: 4 << 20, class: 0, trains: Trains::ALL }
     }
 }
 
@@ -59,8 +61,9 @@ pub struct SystemSocket {
     /// True if it is an IPv6 socket: IPv4 addresses are then written as mapped ones.
     v6: bool,
     refusals: Refusals,
-    /// True if the kernel joins what arrives to trains.
-    joins: bool,
+    /// Whether trains are sent, and whether the kernel joins what arrives to trains.
+    trains: Trains,
+    asked_buffer: usize,
     receive_buffer: usize,
     send_buffer: usize,
 }
@@ -91,7 +94,7 @@ impl SystemSocket {
             address = %bound.local_addr()?,
             receive_buffer = bound.receive_buffer,
             send_buffer = bound.send_buffer,
-            joins = bound.joins,
+            trains = ?bound.trains,
             "socket bound"
         );
         Ok(bound)
@@ -109,7 +112,7 @@ impl SystemSocket {
         set_option(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, PMTUDISC_OMIT)?;
         set_option(&socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
         // Kernels before 5.0 know no trains.
-        let joins = set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+        let receive = config.trains.receive && set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
         if address.ip().is_unspecified() {
             let (level, name) = match v6 {
                 true => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
@@ -136,12 +139,9 @@ impl SystemSocket {
         }
         socket.bind(&address.into())?;
         let (receive_buffer, send_buffer) = (socket.recv_buffer_size()?, socket.send_buffer_size()?);
-        Ok(Self { socket, v6, refusals: Refusals::default(), joins, receive_buffer, send_buffer })
-    }
-
-    /// Sizes of the kernel's receive and send buffers as the system reports them: twice what it took.
-    pub fn buffer_sizes(&self) -> (usize, usize) {
-        (self.receive_buffer, self.send_buffer)
+        let trains = Trains { receive, ..config.trains };
+        let refusals = Refusals::default();
+        Ok(Self { socket, v6, refusals, trains, asked_buffer: config.buffer_bytes, receive_buffer, send_buffer })
     }
 }
 
@@ -177,6 +177,17 @@ impl Socket for SystemSocket {
     fn local_addr(&self) -> io::Result<SocketAddr> {
         let address = self.socket.local_addr()?;
         address.as_socket().ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    fn state(&self) -> SocketState {
+        SocketState {
+            asked_buffer: self.asked_buffer,
+            // The system reports twice what it took: the rest is for its own bookkeeping (socket(7)).
+            receive_buffer: self.receive_buffer / 2,
+            send_buffer: self.send_buffer / 2,
+            trains: self.trains,
+            refused_trains: self.refusals.count(),
+        }
     }
 }
 

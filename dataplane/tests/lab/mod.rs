@@ -15,7 +15,7 @@ use std::{
 
 use mesh_dataplane::{
     LaneParts, Lanes, LocalKey, PeerId, PeerSpec, PublicKey, RemoteKey, SecretKey, Table, TableSpec,
-    tun::{Device, TunQueue},
+    tun::{Device, DeviceOptions, TunQueue, Wanted},
     udp::system::{SystemConfig, SystemSocket},
 };
 use nix::sched::{CloneFlags, setns};
@@ -35,10 +35,15 @@ pub struct Pair {
 
 impl Pair {
     pub fn new() -> Self {
+        Self::of(Wanted::Any)
+    }
+
+    /// With devices of this kind.
+    pub fn of(wanted: Wanted) -> Self {
         require_root();
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = |side: &str| format!("mdp{}x{n}{side}", std::process::id());
-        let pair = Self { a: Namespace::new(name("a")), b: Namespace::new(name("b")) };
+        let pair = Self { a: Namespace::new(name("a"), wanted), b: Namespace::new(name("b"), wanted) };
         pair.a.ip(&format!("link add u0 type veth peer name u0 netns {}", pair.b.name));
         for (side, address) in [(&pair.a, "192.0.2.1/24"), (&pair.b, "192.0.2.2/24")] {
             side.ip(&format!("address add {address} dev u0"));
@@ -52,12 +57,14 @@ impl Pair {
 /// A network namespace; removed when dropped.
 pub struct Namespace {
     pub name: String,
+    /// The kind of its devices.
+    pub options: DeviceOptions,
 }
 
 impl Namespace {
-    fn new(name: String) -> Self {
+    fn new(name: String, wanted: Wanted) -> Self {
         run(Command::new("ip").args(["netns", "add", &name]));
-        Self { name }
+        Self { name, options: DeviceOptions { wanted, ..DeviceOptions::default() } }
     }
 
     /// Runs `ip` inside.
@@ -93,7 +100,8 @@ impl Namespace {
 
     /// Opens `mesh0` with one queue and gives it addresses and routes.
     pub fn open_device(&self, addresses: &[&str], routes: &[&str]) -> TunQueue {
-        let device = self.enter(|| Device::open("mesh0", 1)).expect("open the TUN device");
+        let options = self.options;
+        let device = self.enter(move || Device::open_with("mesh0", &options)).expect("open the TUN device");
         for address in addresses {
             self.ip(&format!("address add {address} dev mesh0 nodad"));
         }

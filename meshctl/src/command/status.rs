@@ -1,7 +1,7 @@
 //! `meshctl status`: this node, when meshd's socket is there, and the keyserver, when its admin socket is there.
 
 use mesh_protocol::admin::{AdminReply, AdminRequest, KeyserverStatus};
-use mesh_protocol::local::{LocalReply, LocalRequest, Status};
+use mesh_protocol::local::{DeviceStatus, LocalReply, LocalRequest, Status};
 use serde::Serialize;
 
 use super::Context;
@@ -104,11 +104,18 @@ fn node_text(status: &Status) -> String {
     table.field("checkpoint", checkpoint_text(status));
     table.field("keys", keys_text(status));
     let device = &status.device;
-    let lanes = output::plural(device.lanes as usize, "lane", "lanes");
+    let mut lanes = output::plural(device.lanes as usize, "lane", "lanes");
+    if let Some(reason) = &device.fewer_lanes {
+        lanes.push_str(&format!(" (fewer than configured: {reason})"));
+    }
     table.field(
         "device",
         format!("{} ({}), {lanes}, UDP {}, MTU {}", device.name, device.mode, device.port, device.mtu),
     );
+    table.field("offloads", offloads_text(device));
+    if let Some(buffers) = buffers_text(device) {
+        table.field("buffers", buffers);
+    }
     table.field("policy", format!("version {}", status.policy_version));
     table.field("version", format!("{}, up {}", status.version, output::seconds(status.uptime)));
     if !status.dropped.is_empty() {
@@ -153,6 +160,30 @@ fn keys_text(status: &Status) -> String {
     let next = keys.rotates_in.map(|left| format!(", rotates in {}", output::seconds(left))).unwrap_or_default();
     let sealed = if keys.sealed { ", sealed on disk" } else { "" };
     format!("epoch {} since {age}{previous}, spare {}{next}{published}{sealed}", keys.current, keys.spare)
+}
+
+/// Which offloads are on, and why the others are not.
+fn offloads_text(device: &DeviceStatus) -> String {
+    let on: Vec<&str> =
+        device.offloads.iter().filter(|offload| offload.on).map(|offload| offload.name.as_str()).collect();
+    let mut text = if on.is_empty() { "none".to_owned() } else { output::list(&on) };
+    for offload in device.offloads.iter().filter(|offload| !offload.on) {
+        text.push_str(&format!("; {} off: {}", offload.name, offload.reason.as_deref().unwrap_or("unknown")));
+    }
+    if let Some(reason) = &device.offloads_untried {
+        text.push_str(&format!("; not tried on this kernel: {reason}"));
+    }
+    text
+}
+
+/// Buffers of the sockets: asked for, and the least that any lane got.
+fn buffers_text(device: &DeviceStatus) -> Option<String> {
+    let asked = device.sockets.iter().map(|socket| socket.asked_buffer).max()?;
+    let receive = device.sockets.iter().map(|socket| socket.receive_buffer).min()?;
+    let send = device.sockets.iter().map(|socket| socket.send_buffer).min()?;
+    let less = if receive < asked || send < asked { ", LESS than asked: see docs/operating.md" } else { "" };
+    let [asked, receive, send] = [asked, receive, send].map(output::bytes);
+    Some(format!("{receive} to receive, {send} to send, of {asked} asked{less}"))
 }
 
 fn keyserver_text(status: &KeyserverStatus) -> String {

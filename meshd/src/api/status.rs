@@ -1,11 +1,12 @@
 //! What `meshctl` shows: the node, its peers, its routes.
 
+pub(crate) mod device;
+
 use std::time::Instant;
 
 use mesh_dataplane::{PeerId, PeerSnapshot};
 use mesh_protocol::local::{
-    Alarm, DeviceStatus, KeyStatus, LocalError, LocalErrorCode, LocalReply, PeerStatus, RouteStatus, Status,
-    TunnelStatus,
+    Alarm, KeyStatus, LocalError, LocalErrorCode, LocalReply, PeerStatus, RouteStatus, Status, TunnelStatus,
 };
 
 use crate::app::Node;
@@ -49,13 +50,7 @@ pub(super) async fn status(node: &Node) -> Status {
             published: report.published,
             sealed: node.state.is_sealing(),
         },
-        device: DeviceStatus {
-            name: node.config.device.name.clone(),
-            mode: node.mode_name().into(),
-            lanes: count(node.engine.lanes()),
-            port: node.config.device.port,
-            mtu: desired::device_mtu(&facts, &node.config),
-        },
+        device: device::status(node, &facts, &snapshot),
         peers_known: count(directory.peers.len()),
         peers_up: count(snapshot.peers.values().filter(|peer| is_up(peer)).count()),
         uptime: now.saturating_duration_since(node.started).as_secs(),

@@ -235,6 +235,21 @@ pub(super) mod dscp {
     }
 }
 
+/// Offloads by their names.
+pub(super) mod classes {
+    use mesh_dataplane::selfcheck::Class;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(crate) fn serialize<S: Serializer>(classes: &[Class], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(classes.iter().map(|class| class.as_str()))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Class>, D::Error> {
+        let names = Vec::<String>::deserialize(deserializer)?;
+        names.iter().map(|name| name.parse().map_err(D::Error::custom)).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -301,6 +316,8 @@ mod tests {
             ("[device]\ndscp = \"high\"", "from 0 to 63"),
             ("[device]\ndscp = true", "from 0 to 63"),
             ("[device]\nname = \"a/b\"", "device.name"),
+            ("[device]\nmode = \"quick\"", "meshd.toml:2"),
+            ("[device]\noffloads_off = [\"gso\"]", "udp-segment"),
             ("[host]\nmark = 0x80", "host.mark"),
             ("[host]\ntable = 254", "host.table"),
             ("[host]\nrule_preference = 0", "host.rule_preference"),

@@ -120,7 +120,7 @@ fn a_host_is_brought_in_line_repaired_and_cleared_and_nothing_else_is_touched() 
         let desired = host_state(&facts(), &config);
         let state = StateDir::open(&temp.join("state")).unwrap();
         let mut host = Host::open(state.clone(), bare(&config)).unwrap();
-        let (queues, _) = host.open_device("mesh0", 1).unwrap();
+        let queues = host.open_device("mesh0", DevicePlan::default()).unwrap().queues;
         host.apply(desired.clone()).unwrap();
         assert!(in_line(handle, &desired), "{:#?}", missing(handle, &desired));
         assert_eq!(load(&state).unwrap().as_ref(), Some(&desired), "the guard knows it");
@@ -132,7 +132,7 @@ fn a_host_is_brought_in_line_repaired_and_cleared_and_nothing_else_is_touched() 
             (seen.underlay_mtu, seen.underlay_addresses.as_slice()),
             (1500, &["192.0.2.1".parse().unwrap()][..])
         );
-        let running = host.start(seen, sender, 1).unwrap();
+        let running = host.start(seen, sender).unwrap();
         break_and_watch(handle, &desired, queues, &mut made);
 
         running.stop();
@@ -260,7 +260,7 @@ fn other_names_in_the_configuration_leave_nothing_of_the_old_ones() {
         let old = Config::default();
         let state = StateDir::open(&temp.join("state")).unwrap();
         let mut host = Host::open(state.clone(), bare(&old)).unwrap();
-        let old_queues = host.open_device("mesh0", 1).unwrap();
+        let old_queues = host.open_device("mesh0", DevicePlan::default()).unwrap();
         host.apply(host_state(&facts(), &old)).unwrap();
         drop((host, old_queues));
 
@@ -268,7 +268,7 @@ fn other_names_in_the_configuration_leave_nothing_of_the_old_ones() {
         new.device.name = "other0".into();
         (new.host.table, new.host.route_protocol, new.host.nftables_table) = (7200, 72, "other_mesh".into());
         let mut host = Host::open(state.clone(), load(&state).unwrap().unwrap()).unwrap();
-        let queues = host.open_device("other0", 1).unwrap();
+        let queues = host.open_device("other0", DevicePlan::default()).unwrap();
         let desired = host_state(&facts(), &new);
         host.apply(desired.clone()).unwrap();
         assert!(in_line(handle, &desired), "{:#?}", missing(handle, &desired));
@@ -291,7 +291,7 @@ fn a_pod_gets_its_route_when_its_link_appears_and_keeps_a_route_made_by_the_plug
         facts.pods = Arc::new(vec![lease]);
         let state = StateDir::open(&temp.join("state")).unwrap();
         let mut host = Host::open(state, bare(&config)).unwrap();
-        let queues = host.open_device("mesh0", 1).unwrap();
+        let queues = host.open_device("mesh0", DevicePlan::default()).unwrap();
         host.apply(host_state(&facts, &config)).unwrap();
         let group = VethEnd { group: Some(7100), ..VethEnd::new(name.as_str()) };
         let link = handle.add_veth(&group, &VethEnd::new("pod0"), None).unwrap();

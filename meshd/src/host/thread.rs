@@ -6,12 +6,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mesh_dataplane::tun::linux::TunQueue;
-use mesh_dataplane::tun::{Device, Mode};
 use mesh_hostnet::Handle;
 use mesh_hostnet::watch::{Event, Waker, Watch};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
+use super::device::{DevicePlan, Opened};
 use super::{clear, look, saved, settings};
 use crate::desired::{FilterState, HostState};
 use crate::facts::HostFacts;
@@ -75,6 +75,8 @@ pub(crate) struct Host {
     desired: HostState,
     /// The filter put into the kernel last.
     filter: Option<FilterState>,
+    /// How the device is to be.
+    plan: DevicePlan,
     /// Index of the device whose queues the lanes have.
     device: Option<u32>,
     old: settings::Old,
@@ -105,6 +107,7 @@ impl Host {
             state,
             desired,
             filter,
+            plan: DevicePlan::default(),
             device: None,
             old,
             underlay: look::Underlay::default(),
@@ -132,17 +135,17 @@ impl Host {
         if errors.is_empty() { Ok(()) } else { Err(HostError::Refused(texts(&errors))) }
     }
 
-    /// Opens or makes the TUN device: its queues, one for each lane, and the mode it came in.
+    /// Opens or makes the TUN device; the same again whenever it is gone.
     ///
     /// # Errors
     /// [`HostError::Device`], [`HostError::Kernel`].
-    pub(crate) fn open_device(&mut self, name: &str, queues: usize) -> Result<(Vec<TunQueue>, Mode), HostError> {
-        let opened = Device::open(name, queues).map_err(|cause| HostError::Device { name: name.to_owned(), cause })?;
+    pub(crate) fn open_device(&mut self, name: &str, plan: DevicePlan) -> Result<Opened, HostError> {
+        let opened = plan.open(name).map_err(|cause| HostError::Device { name: name.to_owned(), cause })?;
+        self.plan = plan;
         let found =
             self.handle.link_by_name(name).map_err(|cause| HostError::Kernel { doing: "find device", cause })?;
         self.device = found.map(|link| link.index);
-        let mode = opened.mode();
-        Ok((opened.into_queues(), mode))
+        Ok(opened)
     }
 
     /// Brings the host to `desired`: saved first, so that the guard knows; then step by step.
@@ -213,12 +216,7 @@ impl Host {
     ///
     /// # Errors
     /// [`HostError::Kernel`], or the system refused a thread.
-    pub(crate) fn start(
-        self,
-        facts: HostFacts,
-        queues: mpsc::Sender<Vec<TunQueue>>,
-        lanes: usize,
-    ) -> Result<HostHandle, HostError> {
+    pub(crate) fn start(self, facts: HostFacts, queues: mpsc::Sender<Vec<TunQueue>>) -> Result<HostHandle, HostError> {
         let watching = Watch::open().map_err(|cause| HostError::Kernel { doing: "watch the kernel", cause })?;
         let waker = watching.waker();
         let (commands, inbox) = sync_channel(COMMANDS);
@@ -227,7 +225,7 @@ impl Host {
         let table = (self.desired.names.table, self.desired.names.nftables_table.clone());
         let announcements = commands.clone();
         let watcher = spawn("host-watch", move || announce(watching, &announcements, table))?;
-        let thread = Thread { host: self, inbox, facts: facts_out, report: report_out, queues, lanes };
+        let thread = Thread { host: self, inbox, facts: facts_out, report: report_out, queues };
         let worker = spawn("host", move || thread.run())?;
         Ok(HostHandle { commands, facts, report, waker, threads: vec![watcher, worker] })
     }
@@ -352,7 +350,6 @@ struct Thread {
     facts: watch::Sender<Arc<HostFacts>>,
     report: watch::Sender<HostReport>,
     queues: mpsc::Sender<Vec<TunQueue>>,
-    lanes: usize,
 }
 
 impl Thread {
@@ -426,8 +423,8 @@ impl Thread {
             return Ok(());
         }
         warn!(link = name, "TUN device is gone, making it again");
-        let (queues, mode) = self.host.open_device(&name, self.lanes)?;
-        debug!(?mode, "TUN device made");
-        self.queues.blocking_send(queues).map_err(|_| HostError::Ended)
+        let opened = self.host.open_device(&name, self.host.plan)?;
+        debug!(mode = ?opened.mode, queues = opened.queues.len(), "TUN device made");
+        self.queues.blocking_send(opened.queues).map_err(|_| HostError::Ended)
     }
 }

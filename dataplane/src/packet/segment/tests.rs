@@ -47,6 +47,26 @@ fn models() -> impl Strategy<Value = (Model, Cut)> {
     )
 }
 
+/// A routing header of this kind with two stops left; the next header is filled in by the model.
+fn routing(kind: u8) -> Vec<u8> {
+    let stop = |last: u8| [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xab, last];
+    [&[0, 4, kind, 2, 0, 0, 0, 0][..], &stop(8), &stop(9)].concat()
+}
+
+#[test]
+fn behind_a_routing_header_the_checksum_covers_the_last_stop() {
+    for kind in [0, 2, 4] {
+        for base in [Model::tcp(vec![7; 5_001]), Model::udp(vec![7; 5_001])] {
+            let transport = if base.protocol == TCP { Transport::Tcp } else { Transport::Udp };
+            let model = Model { v6: true, ip_options: routing(kind), routing: Some(kind), ..base };
+            let expected: Vec<_> = model.cut(1_200).iter().map(Model::bytes).collect();
+            assert_eq!(cut(&model.bytes(), by(transport, 1_200), 65_000).unwrap(), expected, "{kind}");
+        }
+    }
+    let unknown = Model { v6: true, ip_options: routing(9), routing: Some(9), ..Model::tcp(vec![7; 5_000]) };
+    assert_eq!(cut(&unknown.bytes(), by(Transport::Tcp, 1_200), 65_000), None, "what it covers cannot be told");
+}
+
 proptest! {
     #[test]
     fn pieces_are_those_of_the_model((model, how) in models()) {

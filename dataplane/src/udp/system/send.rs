@@ -41,9 +41,16 @@ pub(super) struct Refusals {
     sources: Vec<IpAddr>,
     /// Destinations whose link takes no trains, each with how many datagrams are sent singly from now on.
     destinations: Vec<(IpAddr, u32)>,
+    /// Trains refused so far.
+    trains: u64,
 }
 
 impl Refusals {
+    /// Trains refused so far.
+    pub(super) fn count(&self) -> u64 {
+        self.trains
+    }
+
     /// Something arrived at this address of ours, so it is good.
     pub(super) fn heard_at(&mut self, local: Option<IpAddr>) {
         if !self.sources.is_empty() {
@@ -74,12 +81,11 @@ impl Refusals {
             self.destinations.remove(0);
         }
         self.destinations.push((to, RETRY_TRAINS));
+        self.trains += 1;
     }
 
-    /// Datagrams that may go there in one train.
-    fn longest_train(&self, to: IpAddr) -> usize {
-        let refused = self.destinations.iter().any(|(destination, _)| *destination == to);
-        if refused { 1 } else { MAX_TRAIN }
+    fn has_refused(&self, to: IpAddr) -> bool {
+        self.destinations.iter().any(|(destination, _)| *destination == to)
     }
 
     #[cfg(test)]
@@ -149,7 +155,7 @@ pub(super) fn send(socket: &mut SystemSocket, datagrams: &Datagrams) -> usize {
             Some(libc::EAGAIN | libc::ENOBUFS) => break,
             _ => {}
         }
-        let train = datagrams.train(at, socket.refusals.longest_train(to), MAX_TRAIN_BYTES);
+        let train = datagrams.train(at, longest_train(socket, to), MAX_TRAIN_BYTES);
         if train > 1 && is_bad_train(&error) {
             socket.refusals.refuse_trains(to, &error);
             trial = Some(Trial::Train(at));
@@ -157,6 +163,7 @@ pub(super) fn send(socket: &mut SystemSocket, datagrams: &Datagrams) -> usize {
         }
         if trial == Some(Trial::Train(at)) {
             socket.refusals.destinations.pop();
+            socket.refusals.trains -= 1;
         }
         if is_bad_source(&error) && socket.refusals.refuse_source(ends) {
             trial = Some(Trial::Source(at));
@@ -170,6 +177,11 @@ pub(super) fn send(socket: &mut SystemSocket, datagrams: &Datagrams) -> usize {
         at += train;
     }
     taken
+}
+
+/// Datagrams that may go there in one train.
+fn longest_train(socket: &SystemSocket, to: IpAddr) -> usize {
+    if socket.trains.send && !socket.refusals.has_refused(to) { MAX_TRAIN } else { 1 }
 }
 
 /// Waits until the send buffer has room; false if that takes too long.
@@ -193,7 +205,7 @@ fn send_some<const N: usize>(socket: &mut SystemSocket, datagrams: &Datagrams, f
     while count < N
         && let Some((mut outer, head)) = datagrams.get(at)
     {
-        let longest = socket.refusals.longest_train(outer.ends.remote.ip());
+        let longest = longest_train(socket, outer.ends.remote.ip());
         let train = datagrams.train(at, longest, MAX_TRAIN_BYTES);
         let bytes = datagrams.span(at, train);
         outer.ends = socket.refusals.allowed(outer.ends);
@@ -219,11 +231,16 @@ fn send_some<const N: usize>(socket: &mut SystemSocket, datagrams: &Datagrams, f
     if sent < 0 {
         return Err(io::Error::last_os_error());
     }
-    let went: usize = trains[..sent as usize].iter().sum();
-    if !socket.refusals.destinations.is_empty()
-        && let Some((outer, _)) = datagrams.get(first)
-    {
-        socket.refusals.count_single(outer.ends.remote.ip(), went);
+    let went = &trains[..sent as usize];
+    if !socket.refusals.destinations.is_empty() {
+        let mut at = first;
+        for train in went {
+            // Each message for itself: one call may go to many destinations.
+            if let Some((outer, _)) = datagrams.get(at) {
+                socket.refusals.count_single(outer.ends.remote.ip(), *train);
+            }
+            at += train;
+        }
     }
-    Ok(went)
+    Ok(went.iter().sum())
 }

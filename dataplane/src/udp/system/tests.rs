@@ -194,6 +194,37 @@ fn a_train_that_is_refused_goes_singly_and_is_tried_again_later() {
 }
 
 #[test]
+fn each_destination_is_charged_for_its_own_datagrams() {
+    let (mut a, mut b, to) = two(false);
+    let (mut c, other) = (loopback("127.0.0.2"), "127.0.0.3".parse().unwrap());
+    a.refusals.refuse_trains(to.ip(), &io::ErrorKind::Other.into());
+    a.refusals.refuse_trains(other, &io::ErrorKind::Other.into());
+    let mut datagrams = Datagrams::new(10_000, 16);
+    // The first of the call is for somebody else, and so is most of it.
+    for remote in [c.local_addr().unwrap(), c.local_addr().unwrap(), to] {
+        datagrams.push_tight(100, remote.into());
+    }
+    assert_eq!(a.send(&datagrams), 3);
+    assert_eq!(receive(&mut b, 1).len() + receive(&mut c, 2).len(), 3);
+    assert_eq!(a.refusals.destinations(), [(to.ip(), send::RETRY_TRAINS - 1), (other, send::RETRY_TRAINS)]);
+}
+
+#[test]
+fn datagrams_without_payload_arrive_each_for_itself() {
+    for v6 in [false, true] {
+        let (mut a, mut b, to) = two(v6);
+        let lens = [0, 0, 300, 300, 0, 300, 0];
+        let mut datagrams = Datagrams::new(10_000, 16);
+        for len in lens {
+            datagrams.push_tight(len, to.into());
+        }
+        assert_eq!(a.send(&datagrams), lens.len());
+        let got = receive(&mut b, lens.len());
+        assert_eq!(got.iter().map(|(_, bytes)| bytes.len()).collect::<Vec<_>>(), lens);
+    }
+}
+
+#[test]
 fn the_traffic_class_passes_and_parts_trains() {
     for v6 in [false, true] {
         let (mut a, mut b, to) = two(v6);
