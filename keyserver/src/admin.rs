@@ -8,7 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_protocol::admin::{AdminError, AdminErrorCode, AdminReply, AdminRequest, KeyserverStatus, LONGEST_WAIT};
+use mesh_protocol::admin::{
+    AdminError, AdminErrorCode, AdminReply, AdminRequest, KeyserverStatus, LONGEST_WAIT, TransportRotation,
+};
 use mesh_protocol::control::{Refusal, RefusalCode};
 use mesh_protocol::id::{Name, NodeId};
 use mesh_protocol::line::{self, LineBuffer};
@@ -137,7 +139,19 @@ async fn answer(stream: &mut UnixStream, writer: &Operator, about: &About, text:
                 (directory.revoke(&node, &reason, void_tokens, signed.as_deref()), directory.progress())
             });
             match revoked.await.map_err(stopped)? {
-                (Ok(ticket), progress) => follow_revocation(stream, writer, ticket, progress, wait_of(wait)).await,
+                (Ok(ticket), progress) => {
+                    let name = ticket.name.clone();
+                    let reply = |seen: &Confirmations| AdminReply::Revocation {
+                        node: name.clone(),
+                        online: seen.online,
+                        confirmed: seen.confirmed,
+                        waiting: seen.waiting.clone(),
+                        offline: seen.offline.clone(),
+                        millis: seen.millis,
+                        done: seen.done,
+                    };
+                    follow_confirmations(stream, writer, ticket, progress, wait_of(wait), reply).await
+                }
                 (Err(refusal), _) => send(stream, &failed(refusal)).await,
             }
         }
@@ -146,6 +160,28 @@ async fn answer(stream: &mut UnixStream, writer: &Operator, about: &About, text:
             match job {
                 Ok(job) => follow_rotation(stream, writer, job, wait_of(wait)).await,
                 Err(refusal) => send(stream, &failed(refusal)).await,
+            }
+        }
+        AdminRequest::TransportRotate { next, wait } => {
+            let announced = writer.call(move |directory| {
+                let ticket = directory.announce_transport(next);
+                (ticket, directory.progress(), directory.status().policy_version)
+            });
+            match announced.await.map_err(stopped)? {
+                (Ok(ticket), progress, policy_version) => {
+                    let reply = |seen: &Confirmations| {
+                        AdminReply::TransportRotation(TransportRotation {
+                            policy_version,
+                            online: seen.online,
+                            confirmed: seen.confirmed,
+                            waiting: seen.waiting.clone(),
+                            offline: seen.offline.clone(),
+                            done: seen.done,
+                        })
+                    };
+                    follow_confirmations(stream, writer, ticket, progress, wait_of(wait), reply).await
+                }
+                (Err(refusal), ..) => send(stream, &failed(refusal)).await,
             }
         }
         AdminRequest::RotationFollow { job, wait } => follow_rotation(stream, writer, job, wait_of(wait)).await,
@@ -179,6 +215,7 @@ fn words(request: &AdminRequest) -> (&'static str, bool) {
         AdminRequest::NodeRevoke { .. } => ("node revoke", true),
         AdminRequest::Rotate { order, .. } => ("rotate", !order.dry_run),
         AdminRequest::RotationFollow { .. } => ("rotation follow", false),
+        AdminRequest::TransportRotate { .. } => ("transport rotate", true),
         AdminRequest::RotationList => ("rotation list", false),
         AdminRequest::RotationChange { .. } => ("rotation change", true),
     }
@@ -253,9 +290,10 @@ async fn one_answer(
             let changed = writer.call(move |directory| directory.change_rotation(job, change)).await?;
             changed.map(|jobs| AdminReply::Rotations { jobs, nodes: Vec::new() })
         }
-        AdminRequest::NodeRevoke { .. } | AdminRequest::RotationFollow { .. } | AdminRequest::AuditExport { .. } => {
-            Ok(bad_request("has more than one answer".to_owned()))
-        }
+        AdminRequest::NodeRevoke { .. }
+        | AdminRequest::RotationFollow { .. }
+        | AdminRequest::TransportRotate { .. }
+        | AdminRequest::AuditExport { .. } => Ok(bad_request("has more than one answer".to_owned())),
     })
 }
 
@@ -317,15 +355,26 @@ async fn export_audit(stream: &mut UnixStream, writer: &Operator, from: u64) -> 
     }
 }
 
-async fn follow_revocation(
+/// How far a change is that every node has to have in force.
+struct Confirmations {
+    online: u32,
+    confirmed: u32,
+    waiting: Vec<Name>,
+    offline: Vec<Name>,
+    millis: u64,
+    done: bool,
+}
+
+async fn follow_confirmations(
     stream: &mut UnixStream,
     writer: &Operator,
     ticket: RevocationTicket,
     mut progress: tokio::sync::watch::Receiver<u64>,
     wait: Duration,
+    reply: impl Fn(&Confirmations) -> AdminReply,
 ) -> io::Result<()> {
     let started = Instant::now();
-    let RevocationTicket { name, position, online, mut offline } = ticket;
+    let RevocationTicket { position, online, mut offline, .. } = ticket;
     let mut left: BTreeMap<NodeId, Name> = online.clone();
     let mut confirmed = 0;
     let mut shown = None;
@@ -345,8 +394,7 @@ async fn follow_revocation(
         let over = left.is_empty() || started.elapsed() >= wait;
         if over || shown != Some(confirmed) {
             shown = Some(confirmed);
-            let reply = AdminReply::Revocation {
-                node: name.clone(),
+            let seen = Confirmations {
                 online: u32::try_from(online.len()).unwrap_or(u32::MAX),
                 confirmed,
                 waiting: left.values().cloned().collect(),
@@ -354,7 +402,7 @@ async fn follow_revocation(
                 millis: millis(started),
                 done: over,
             };
-            send(stream, &reply).await?;
+            send(stream, &reply(&seen)).await?;
         }
         if over {
             return Ok(());

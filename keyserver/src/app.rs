@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::store::Embedded;
 use crate::watermark::WatermarkFile;
 use crate::writer::Writer;
-use crate::{admin, metrics};
+use crate::{admin, metrics, transport};
 
 /// How long the last work may take after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -119,7 +119,8 @@ pub(crate) fn load(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Dir
 /// Runs a keyserver until SIGTERM or SIGINT.
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let (metrics, registry) = Metrics::new();
-    let directory = load(&config, metrics.clone())?;
+    let mut directory = load(&config, metrics.clone())?;
+    transport::finish(&config, &mut directory).context("rotate the transport key")?;
     let transport = Keys::load(&config.keys_dir())?.transport;
     let writer = Writer::start(directory).context("start the writer")?;
     let mut parts = JoinSet::new();

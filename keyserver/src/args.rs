@@ -114,6 +114,9 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FILE", default_value = "/etc/mesh-keyserver/keyserver.toml")]
         config: PathBuf,
     },
+    /// The keyserver's own keys
+    #[command(subcommand)]
+    Keys(Keys),
     /// Print a completion script
     #[command(after_help = "Example:
   keyserver completion bash > /etc/bash_completion.d/keyserver")]
@@ -125,6 +128,37 @@ pub(crate) enum Command {
     #[command(after_help = "Example:
   keyserver man | man -l -")]
     Man,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Keys {
+    /// Replace one
+    #[command(subcommand)]
+    Rotate(Rotate),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Rotate {
+    /// Replace the key that nodes know this keyserver by; it has to be running, and is restarted afterwards
+    ///
+    /// The next key is named in the trust policy beside the one in use, and every connected node confirms that. With its next
+    /// start the keyserver takes it into use and takes the old one out of the policy. No node joins anew; one that was away
+    /// hears of it from its peers. Where the policy is signed elsewhere, the key is named by meshctl policy propose.
+    #[command(after_help = "Example:
+  sudo -u mesh-keyserver keyserver keys rotate transport && systemctl restart keyserver
+
+JSON: {\"policy_version\", \"online\", \"confirmed\", \"waiting\": [..], \"offline\": [..], \"done\"}")]
+    Transport {
+        /// Configuration file
+        #[arg(long, value_name = "FILE", default_value = "/etc/mesh-keyserver/keyserver.toml")]
+        config: PathBuf,
+        /// How long to wait for connected nodes to confirm
+        #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+        wait: Duration,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// [`PostQuantum`] on the command line.

@@ -25,6 +25,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod token;
+mod transport;
 mod watch;
 
 use std::collections::BTreeMap;

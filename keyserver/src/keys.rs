@@ -88,8 +88,7 @@ impl Keys {
 
     /// Reads them, with the credential that systemd hands over if there is one.
     pub(crate) fn load(folder: &Path) -> Result<Self, KeyFileError> {
-        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
-        let seal = credentials.as_deref().map(|folder| read_seal(Path::new(folder))).transpose()?.flatten();
+        let seal = seal()?;
         let read = |name: &str| read(folder, name, seal.as_ref());
         let optional = |name| match read(name) {
             Err(KeyFileError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -104,7 +103,26 @@ impl Keys {
     }
 }
 
-fn write(path: &Path, key: &SigningKey) -> Result<(), KeyFileError> {
+/// Reads one that is never sealed, if it is there: the command that made it has no credential.
+pub(crate) fn read_plain(folder: &Path, name: &str) -> Result<Option<SigningKey>, KeyFileError> {
+    match read(folder, name, None) {
+        Err(KeyFileError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// Puts another key in the place of one, sealed where systemd hands over the credential. A crash leaves the one or the
+/// other.
+pub(crate) fn replace(folder: &Path, name: &str, key: &SigningKey) -> Result<(), KeyFileError> {
+    let text = Zeroizing::new(hex::encode(*key.seed()) + "\n");
+    match seal()? {
+        Some(seal) => seal_file(folder, name, text.as_bytes(), &seal),
+        None => replace_file(folder, name, text.as_bytes()),
+    }
+}
+
+/// Writes one into a file that is not there yet.
+pub(crate) fn write(path: &Path, key: &SigningKey) -> Result<(), KeyFileError> {
     let text = Zeroizing::new(hex::encode(*key.seed()) + "\n");
     let io = |source| KeyFileError::Io { path: path.to_owned(), source };
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io)?;
@@ -154,21 +172,31 @@ fn contents(file: File) -> std::io::Result<Zeroizing<Vec<u8>>> {
 
 /// Replaces a key file by a sealed one. A crash leaves the one or the other.
 fn seal_file(folder: &Path, name: &str, contents: &[u8], seal: &SealKey) -> Result<(), KeyFileError> {
-    let (path, beside) = (folder.join(name), folder.join(format!("{name}.new")));
-    let io = |source| KeyFileError::Io { path: path.clone(), source };
     let sealed = seal.seal(name, contents).map_err(|error| KeyFileError::Random(error.to_string()))?;
+    replace_file(folder, name, &sealed)?;
+    tracing::info!(key = name, "sealed");
+    Ok(())
+}
+
+/// Puts a file in the place of one that may be there. A crash leaves the one or the other.
+fn replace_file(folder: &Path, name: &str, contents: &[u8]) -> Result<(), KeyFileError> {
+    let (path, beside) = (folder.join(name), folder.join(format!("{name}.new")));
     let written = || -> std::io::Result<()> {
         let options = &mut OpenOptions::new();
         let mut file =
             options.write(true).create(true).truncate(true).mode(0o600).custom_flags(O_NOFOLLOW).open(&beside)?;
-        file.write_all(&sealed)?;
+        file.write_all(contents)?;
         file.sync_all()?;
         std::fs::rename(&beside, &path)?;
         File::open(folder)?.sync_all()
     };
-    written().map_err(io)?;
-    tracing::info!(key = name, "sealed");
-    Ok(())
+    written().map_err(|source| KeyFileError::Io { path, source })
+}
+
+/// The key that the credential stands for which systemd hands over, if it does.
+fn seal() -> Result<Option<SealKey>, KeyFileError> {
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
+    Ok(credentials.as_deref().map(|folder| read_seal(Path::new(folder))).transpose()?.flatten())
 }
 
 /// The key that the credential stands for, if there is one.

@@ -21,6 +21,7 @@ mod resume;
 mod session;
 mod store;
 mod throttle;
+mod transport;
 mod verify;
 mod watermark;
 mod wire;
@@ -33,7 +34,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::args::{Args, Command};
+use crate::args::{Args, Command, Keys, Rotate};
 use crate::config::{Config, ConfigError};
 
 /// `EX_CONFIG` of sysexits.h: systemd is told not to try again.
@@ -113,6 +114,9 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             Ok(writeln!(std::io::stdout(), "{}: good", file.display())?)
         }
         Command::Verify { config, json } => verify::verify(&Config::load(&config)?, json),
+        Command::Keys(Keys::Rotate(Rotate::Transport { config, wait, json })) => {
+            transport::rotate(&Config::load(&config)?, wait, json)
+        }
         Command::Resume { config } => resume::resume(&Config::load(&config)?),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "keyserver", &mut std::io::stdout());

@@ -14,7 +14,7 @@ use crate::key::VerifyKey;
 
 pub use rotation::{
     KeyPhase, LONGEST_WAIT, NodeKeys, PlannedRotation, RotationChange, RotationFailure, RotationJob, RotationOrder,
-    RotationState,
+    RotationState, TransportRotation,
 };
 
 /// Where a keyserver listens for operators unless configured otherwise.
@@ -132,6 +132,13 @@ pub enum AdminRequest {
     RotationFollow {
         /// Its number.
         job: u64,
+        /// Milliseconds to wait for nodes that are connected.
+        wait: u64,
+    },
+    /// Name the next key of this keyserver in the policy. Answers: [`AdminReply::TransportRotation`], the last one `done`.
+    TransportRotate {
+        /// It.
+        next: VerifyKey,
         /// Milliseconds to wait for nodes that are connected.
         wait: u64,
     },
@@ -289,6 +296,8 @@ pub enum AdminReply {
         /// Nothing follows: all confirmed or failed, or the job is held, or its time has not come, or the wait is over.
         done: bool,
     },
+    /// How far it is that nodes know the keyserver's next key. Progress until `done`.
+    TransportRotation(TransportRotation),
     /// What a rotation would do.
     RotationPlan {
         /// In the order in which they would be asked.
@@ -308,6 +317,7 @@ impl AdminReply {
     #[must_use]
     pub fn is_final(&self) -> bool {
         match self {
+            Self::TransportRotation(told) => told.done,
             Self::Revocation { done, .. } | Self::Rotation { done, .. } | Self::Audit { done, .. } => *done,
             _ => true,
         }

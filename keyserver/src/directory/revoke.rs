@@ -102,7 +102,7 @@ impl Directory {
         })
     }
 
-    fn ticket(&self, name: Name) -> RevocationTicket {
+    pub(super) fn ticket(&self, name: Name) -> RevocationTicket {
         let online: BTreeMap<NodeId, Name> =
             self.hub.sessions().iter().map(|(node, session)| (*node, session.name.clone())).collect();
         let others = self.view().members().filter(|(node, _)| !online.contains_key(node));

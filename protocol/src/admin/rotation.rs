@@ -142,6 +142,23 @@ pub struct NodeKeys {
     pub jobs: Vec<u64>,
 }
 
+/// How far it is that nodes know the keyserver's next key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportRotation {
+    /// Policy that names it.
+    pub policy_version: u64,
+    /// Connected nodes that have to confirm that policy.
+    pub online: u32,
+    /// Those that did.
+    pub confirmed: u32,
+    /// Those that did not yet.
+    pub waiting: Vec<Name>,
+    /// Nodes that were not connected.
+    pub offline: Vec<Name>,
+    /// Nothing follows.
+    pub done: bool,
+}
+
 /// A node in a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedRotation {
