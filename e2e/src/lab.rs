@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mesh_hostnet::Handle;
 use mesh_hostnet::address::Address;
-use mesh_hostnet::link::{LinkChange, VethEnd};
+use mesh_hostnet::link::{LinkChange, Mac, VethEnd};
 use mesh_hostnet::netns::{self, Netns};
 use mesh_hostnet::route::Route;
 use mesh_hostnet::sysctl;
@@ -97,6 +97,25 @@ impl Lab {
         let directory = self.directory.join(name);
         std::fs::create_dir_all(&directory)?;
         Ok(Node { name: name.to_owned(), netns_name, directory, v4, v6 })
+    }
+
+    /// Tells `node` and each of `others` the other's hardware address, for good.
+    ///
+    /// All namespaces share the kernel's limit of neighbours that were asked for, 1,024 of each family: some dozens of
+    /// nodes that all talk to each other are beyond it, and lose packets. Entries set by hand do not count.
+    ///
+    /// # Errors
+    /// If a namespace is gone, or the kernel refuses an entry.
+    pub fn introduce<'a>(&self, node: &Node, others: impl Iterator<Item = &'a Node>) -> Result<()> {
+        let (mut handle, link, mac) = node.uplink()?;
+        for other in others {
+            let (mut other_handle, other_link, other_mac) = other.uplink()?;
+            for (ours, theirs) in [(node.v4.into(), other.v4.into()), (node.v6.into(), other.v6.into())] {
+                handle.replace_neighbour(link, theirs, other_mac)?;
+                other_handle.replace_neighbour(other_link, ours, mac)?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes a namespace with nothing in it but the loopback link, down.
@@ -203,6 +222,14 @@ impl Node {
     /// If it is gone.
     pub fn netns(&self) -> Result<Netns> {
         Ok(Netns::open_named(&self.netns_name)?)
+    }
+
+    /// Its link to the underlay, and a handle to change things there.
+    fn uplink(&self) -> Result<(Handle, u32, Mac)> {
+        let mut handle = Handle::open_in(&self.netns()?)?;
+        let link = handle.link_by_name("uplink")?.with_context(|| format!("{} has no uplink", self.name))?;
+        let mac = link.mac.with_context(|| format!("the uplink of {} has no hardware address", self.name))?;
+        Ok((handle, link.index, mac))
     }
 
     /// A command that will run in its namespace.

@@ -81,6 +81,8 @@ impl Ring {
         for at in 0..count {
             let (name, (cluster, _)) = (format!("n{at}"), CLUSTERS[at % CLUSTERS.len()]);
             mesh.add_node(&name, cluster)?;
+            let before = mesh.nodes.iter().take(at).map(|node| &node.node);
+            mesh.lab.introduce(&mesh.node(&name).node, before.chain([mesh.keyserver_node()]))?;
             pods.push(mesh.pod(&name, "a")?);
         }
         mesh.wait_settled()?;
