@@ -18,6 +18,8 @@ const PAYLOAD_BYTES: usize = 64;
 const TRIAL: Duration = Duration::from_secs(2);
 /// Rates tried, in packets a second over all nodes.
 const RATES: [u32; 8] = [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 128_000];
+/// Packets of each stream on each pair of keys, however slow it is.
+const LEAST_PACKETS: u64 = 5;
 /// How long nodes may take over a rotation: tunnels are opened over two minutes at most.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -118,7 +120,7 @@ impl Ring {
         };
         let handshakes = Handshakes::start(&self.mesh.lab)?;
         let streams = self.start(per_node)?;
-        let wanted = u64::from(per_node).max(2);
+        let wanted = u64::from(per_node).max(LEAST_PACKETS);
         self.until_arrived(&streams, wanted)?;
         let mut slowest = Duration::ZERO;
         for _ in 0..rotations {
