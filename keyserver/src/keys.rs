@@ -114,9 +114,13 @@ pub(crate) fn read_plain(folder: &Path, name: &str) -> Result<Option<SigningKey>
 /// Puts another key in the place of one, sealed where systemd hands over the credential. A crash leaves the one or the
 /// other.
 pub(crate) fn replace(folder: &Path, name: &str, key: &SigningKey) -> Result<(), KeyFileError> {
+    replace_with(folder, name, key, seal()?.as_ref())
+}
+
+fn replace_with(folder: &Path, name: &str, key: &SigningKey, seal: Option<&SealKey>) -> Result<(), KeyFileError> {
     let text = Zeroizing::new(hex::encode(*key.seed()) + "\n");
-    match seal()? {
-        Some(seal) => seal_file(folder, name, text.as_bytes(), &seal),
+    match seal {
+        Some(seal) => seal_file(folder, name, text.as_bytes(), seal),
         None => replace_file(folder, name, text.as_bytes()),
     }
 }
@@ -233,6 +237,24 @@ mod tests {
         assert!(Keys::load(folder.path()).unwrap().root.is_none());
         std::fs::remove_file(folder.path().join("issuer")).unwrap();
         assert!(Keys::load(folder.path()).unwrap().issuer.is_none());
+    }
+
+    #[test]
+    fn a_replaced_key_is_the_new_one_and_sealed_where_the_others_are() {
+        let seal = SealKey::new(&[7; 32]).unwrap();
+        for seal in [None, Some(&seal)] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("transport");
+            write(&path, &generate().unwrap()).unwrap();
+            read(folder.path(), "transport", seal).unwrap();
+            let next = generate().unwrap();
+            replace_with(folder.path(), "transport", &next, seal).unwrap();
+            let held = read(folder.path(), "transport", seal).unwrap();
+            assert_eq!(held.verify_key(), next.verify_key());
+            assert_eq!(sealed::is_sealed(&std::fs::read(&path).unwrap()), seal.is_some());
+            assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+        }
     }
 
     #[test]
