@@ -11,6 +11,7 @@
 //! token offline          the line a person pastes to enrol a node; files for machines without a network
 //! control frame          node <-> keyserver         admin   meshctl <-> keyserver
 //! peer                   node <-> node, inside their tunnel
+//! offer                  node <-> node, on the tunnels' ports: what makes them post-quantum
 //! local                  mesh-cni, meshctl <-> meshd tls     rustls settings for raw public keys (feature `tls`)
 //! ```
 
@@ -25,6 +26,7 @@ pub mod id;
 pub mod key;
 pub mod line;
 pub mod local;
+pub mod offer;
 pub mod offline;
 pub mod peer;
 pub mod record;

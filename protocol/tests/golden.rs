@@ -10,6 +10,7 @@ use mesh_protocol::envelope::{Envelope, NO_MESH, Signed};
 use mesh_protocol::frame::{self, Message};
 use mesh_protocol::id::MeshId;
 use mesh_protocol::key::SigningKey;
+use mesh_protocol::offer::{Agreement, CIPHERTEXT_BYTES, Direction, Offer, OfferKeys, PresharedSecret, SharedSecret};
 use mesh_protocol::offline::{
     GrantReason, GrantRequest, GrantRequests, InFile, MeshFile, PolicyProposal, SignedGrants,
 };
@@ -100,6 +101,48 @@ fn join_token() {
             "claim": hex::encode(cbor::to_vec(&claim())),
             "exporter": hex::encode(messages::EXPORTER),
             "claim_signature": hex::encode(claim().sign(&token_secret(), &messages::EXPORTER)),
+        }),
+    );
+}
+
+#[test]
+fn key_offers() {
+    let (initiator, responder) = (tunnel_secret(1, 1), tunnel_secret(2, 2));
+    let direction = Direction {
+        mesh: mesh(),
+        initiator: (identity(1).verify_key().node_id(), initiator.public()),
+        responder: (identity(2).verify_key().node_id(), responder.public()),
+    };
+    let shared = SharedSecret::agree(&initiator, &responder.public());
+    let (day, lanes) = (20_000, (1, 0));
+    let offer = Offer {
+        number: 1_728_000_000_000_001,
+        initiator_epoch: 1,
+        responder_epoch: 2,
+        kem_epoch: 3,
+        indices: vec![0x00_0102, 0x20_0304],
+        ciphertext: Box::new([9; CIPHERTEXT_BYTES]),
+    };
+    let datagram = offer.seal(&OfferKeys::new(&shared, &direction), day);
+    let kem = record(2).kem.key;
+    let agreement = Agreement { direction, kem: &kem, ciphertext: &offer.ciphertext };
+    let kem_secret = [0x11; 32];
+    let preshared = agreement.preshared_key(&PresharedSecret::new(kem_secret), lanes);
+    compare(
+        "offer.json",
+        &json!({
+            "mesh_id": mesh().to_string(),
+            "initiator": direction.initiator.0.to_string(),
+            "initiator_secret": hex::encode(*initiator.bytes()),
+            "responder": direction.responder.0.to_string(),
+            "responder_secret": hex::encode(*responder.bytes()),
+            "responder_kem_key": hex::encode(kem.as_bytes()),
+            "day": day,
+            "offer": hex::encode(datagram.as_slice()),
+            "kem_secret": hex::encode(kem_secret),
+            "initiator_lane": lanes.0,
+            "responder_lane": lanes.1,
+            "preshared_key": hex::encode(*preshared),
         }),
     );
 }

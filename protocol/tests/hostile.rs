@@ -10,6 +10,7 @@ use mesh_protocol::envelope::Envelope;
 use mesh_protocol::frame::{self, FrameError, MAX_MESSAGE_BYTES};
 use mesh_protocol::line::{self, LineBuffer};
 use mesh_protocol::local::LocalRequest;
+use mesh_protocol::offer;
 use mesh_protocol::peer::{MembersPage, PeerMessage};
 use mesh_protocol::record::{Checkpoint, Endpoints, NodeGrant, NodeRecord, Revocation, TrustPolicy};
 use mesh_protocol::token::{JoinClaim, JoinToken, TokenLimits};
@@ -23,6 +24,7 @@ fn decode_as_everything(bytes: &[u8]) {
     let _ = frame::decode::<NodeMessage>(bytes);
     let _ = frame::decode::<ServerMessage>(bytes);
     let _ = PeerMessage::from_datagram(bytes);
+    assert!(offer::Sealed::parse(bytes).is_err() || offer::is_offer(bytes));
     let _ = cbor::from_slice::<MembersPage>(bytes);
     let _ = cbor::from_slice::<JoinClaim>(bytes);
     let _ = cbor::from_signed::<TrustPolicy>(bytes);

@@ -51,11 +51,16 @@ pub fn node(n: u8) -> NodeId {
     identity(n).verify_key().node_id()
 }
 
-/// WireGuard key of node `n` in `epoch`.
-pub fn tunnel_key(n: u8, epoch: u64) -> TunnelKey {
+/// WireGuard secret of node `n` in `epoch`.
+pub fn tunnel_secret(n: u8, epoch: u64) -> TunnelSecret {
     let mut secret = [n; 32];
     secret[8..16].copy_from_slice(&epoch.to_be_bytes());
-    TunnelSecret::from_bytes(secret).public()
+    TunnelSecret::from_bytes(secret)
+}
+
+/// WireGuard key of node `n` in `epoch`.
+pub fn tunnel_key(n: u8, epoch: u64) -> TunnelKey {
+    tunnel_secret(n, epoch).public()
 }
 
 pub fn policy_1() -> TrustPolicy {
