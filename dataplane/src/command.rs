@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration}
 
 use crate::{
     drop_reason::DropCounters,
+    key::PresharedKey,
     packet::offload::Offloads,
     table::{PeerId, Table},
     udp::SocketState,
@@ -21,6 +22,8 @@ pub enum Command {
     /// Send what is for these peers there from now on, as if their traffic came from there. A table does not do that: it
     /// leaves a peer where its traffic comes from.
     Redirect(Vec<(PeerId, SocketAddr)>),
+    /// Use these preshared keys for tunnels with a peer that has [`Preshared::Agreed`](crate::table::Preshared::Agreed).
+    Agree(Arc<Agreement>),
     /// Send a datagram that is not WireGuard's from a lane's socket.
     SendDatagram {
         /// Number of the lane.
@@ -30,6 +33,45 @@ pub enum Command {
         /// The payload, at most 1,500 bytes; longer ones are dropped and counted.
         bytes: Vec<u8>,
     },
+}
+
+/// Preshared keys that control and a peer agreed on, one for each pair of their lanes.
+#[derive(Debug, Clone)]
+pub struct Agreement {
+    /// The peer.
+    pub peer: PeerId,
+    /// Epoch of our key.
+    pub local_epoch: u64,
+    /// Epoch of the peer's key.
+    pub remote_epoch: u64,
+    /// Whose tunnels they are for.
+    pub origin: Origin,
+    /// The keys.
+    pub pairs: Vec<AgreedPair>,
+}
+
+/// Who begins the tunnels of an [`Agreement`].
+#[derive(Debug, Clone)]
+pub enum Origin {
+    /// We do.
+    Own {
+        /// What is sent ahead of each initiation, so that the peer can agree: at most 1,500 bytes, no WireGuard message.
+        offer: Arc<[u8]>,
+    },
+    /// The peer does, once its data opened on them we too.
+    Peer,
+}
+
+/// The preshared key of one pair of lanes.
+#[derive(Debug, Clone)]
+pub struct AgreedPair {
+    /// Our lane and the peer's.
+    pub lanes: LanePair,
+    /// Upper 24 bits of the sender index of the tunnel's initiations. Of our own: chosen at random, the top three name our
+    /// lane. Should the lane have such a tunnel already, the key is dropped, and another is asked for.
+    pub index: u32,
+    /// The key.
+    pub psk: PresharedKey,
 }
 
 /// What happened on a lane. Events are facts for control; losing some is counted, never waited for.
@@ -61,6 +103,18 @@ pub enum Event {
     },
     /// A tunnel is usable: both ends proved to have its keys. Comes once for each tunnel, rekeying is silent.
     TunnelConfirmed {
+        /// Number of the lane.
+        lane: usize,
+        /// The peer.
+        peer: PeerId,
+        /// Epoch of our key.
+        local_epoch: u64,
+        /// Epoch of the peer's key.
+        remote_epoch: u64,
+    },
+    /// A tunnel is to be begun on these keys, and there is no preshared key for it: see [`Command::Agree`]. Asked again each
+    /// second as long as that is so.
+    KeyWanted {
         /// Number of the lane.
         lane: usize,
         /// The peer.
@@ -257,6 +311,8 @@ pub struct TunnelSnapshot {
     pub local_epoch: u64,
     /// Epoch of the peer's key.
     pub remote_epoch: u64,
+    /// True if a preshared key is mixed in.
+    pub preshared: bool,
     /// True if it has a session that both ends proved to have, and packets may be sent on it.
     pub confirmed: bool,
     /// True for the one that packets to the peer are sent on.

@@ -64,6 +64,8 @@ drop_reasons! {
     UnknownPeer = "unknown_peer",
     /// Inbound: a handshake from a lane of the peer that has nothing to do with the one it reached.
     WrongLane = "wrong_lane",
+    /// Inbound: a handshake for whose tunnel no preshared key was agreed on in time.
+    MissingKey = "missing_key",
     /// Inbound: a handshake message that is old, replayed or answers nothing.
     StaleHandshake = "stale_handshake",
     /// Inbound: a handshake message that does not authenticate.

@@ -202,6 +202,12 @@ impl Engine {
                 let peers: Arc<[(PeerId, SocketAddr)]> = peers.into();
                 (0..self.lanes.len()).try_for_each(|lane| self.post(lane, Letter::Redirect(Arc::clone(&peers))))
             }
+            Command::Agree(agreement) => {
+                // Every lane that has a share gets it, whatever becomes of the others.
+                let concerned = |lane: &usize| agreement.pairs.iter().any(|pair| pair.lanes.local == *lane);
+                let post = |lane| self.post(lane, Letter::Agree(Arc::clone(&agreement)));
+                (0..self.lanes.len()).filter(concerned).map(post).fold(Ok(()), Result::and)
+            }
             Command::SendDatagram { lane, to, bytes } => self.post(lane, Letter::Send(to, bytes)),
         }
     }

@@ -10,6 +10,7 @@
 //! set_table ─> tables                  └─> poll_event
 //! ```
 
+mod agreeing;
 mod crossing;
 mod handshakes;
 mod inbound;

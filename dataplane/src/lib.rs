@@ -31,8 +31,8 @@ pub mod table;
 pub mod tun;
 pub mod udp;
 
-pub use command::{Command, Event, PeerSnapshot, Snapshot, TunnelSnapshot};
+pub use command::{AgreedPair, Agreement, Command, Event, Origin, PeerSnapshot, Snapshot, TunnelSnapshot};
 pub use drop_reason::{DropCounters, DropReason};
 pub use engine::{Engine, EngineConfig, EngineError, Events, LaneParts};
 pub use key::{PresharedKey, PublicKey, SecretKey};
-pub use table::{Lanes, LocalKey, PeerId, PeerSpec, RemoteKey, Table, TableError, TableSpec};
+pub use table::{Lanes, LocalKey, PeerId, PeerSpec, Preshared, RemoteKey, Table, TableError, TableSpec};

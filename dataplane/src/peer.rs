@@ -1,5 +1,6 @@
 //! What a lane keeps of one peer it has talked to: tunnels, path, packets that wait, counters.
 
+pub(crate) mod agreed;
 pub(crate) mod curve;
 pub(crate) mod handshake;
 pub(crate) mod index;
@@ -14,6 +15,7 @@ use crate::{
     key::PublicKey,
     table::PeerId,
 };
+use agreed::AgreedKeys;
 use path::Path;
 use tunnel::{Tunnel, TunnelKey};
 
@@ -93,6 +95,8 @@ pub(crate) struct Peer {
     pub(crate) scheduled: Option<u64>,
     /// True while it has had a working session without a pause.
     pub(crate) up: bool,
+    /// Keys that were agreed on and wait for their tunnel.
+    pub(crate) agreed: AgreedKeys,
     waiting: VecDeque<Vec<u8>>,
     waiting_bytes: usize,
 }
@@ -118,6 +122,7 @@ impl Peer {
             last_sent: now,
             scheduled: None,
             up: false,
+            agreed: AgreedKeys::default(),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
         }
@@ -142,6 +147,18 @@ impl Peer {
     /// Position of the tunnel with this key.
     pub(crate) fn position(&self, key: TunnelKey) -> Option<usize> {
         self.tunnels.iter().position(|tunnel| tunnel.key == key)
+    }
+
+    /// Position of the newest tunnel with this key that we may begin a handshake on.
+    pub(crate) fn initiating(&self, key: TunnelKey) -> Option<usize> {
+        let may = |tunnel: &&(usize, &Tunnel)| tunnel.1.key == key && tunnel.1.may_initiate();
+        let best = self.tunnels.iter().enumerate().filter(|tunnel| may(&tunnel)).max_by_key(|tunnel| tunnel.1.order);
+        best.map(|(position, _)| position)
+    }
+
+    /// True if packets may be sent on a tunnel with this key.
+    pub(crate) fn has_session(&self, key: TunnelKey, now: Instant) -> bool {
+        self.tunnels.iter().any(|tunnel| tunnel.key == key && tunnel.can_send(now))
     }
 
     /// True while any handshake of ours is unanswered.
@@ -215,6 +232,7 @@ impl Peer {
             remote_lane: self.remote_lane.into(),
             local_epoch: tunnel.key.local_epoch,
             remote_epoch: tunnel.key.remote_epoch,
+            preshared: tunnel.key.psk != 0,
             confirmed: tunnel.can_send(now),
             sending: Some(tunnel.index) == sending,
             established: tunnel.established().map(|at| now.since(at)),

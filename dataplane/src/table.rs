@@ -75,6 +75,27 @@ impl Lanes {
     }
 }
 
+/// Where the preshared keys of a peer's tunnels come from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Preshared {
+    /// There are none.
+    #[default]
+    None,
+    /// All its tunnels have this one.
+    Static(PresharedKey),
+    /// Each tunnel has one of its own, by [`Command::Agree`](crate::Command::Agree); without, there is no tunnel.
+    Agreed {
+        /// Where both ends began at once, the tunnel that this end began is preferred: true at one end and false at the other.
+        own_first: bool,
+    },
+}
+
+impl From<Option<PresharedKey>> for Preshared {
+    fn from(key: Option<PresharedKey>) -> Self {
+        key.map_or(Preshared::None, Preshared::Static)
+    }
+}
+
 /// All that the data plane knows of one peer.
 #[derive(Debug, Clone)]
 pub struct PeerSpec {
@@ -82,8 +103,8 @@ pub struct PeerSpec {
     pub id: PeerId,
     /// Its keys: the first is the one we initiate to; all are accepted when it initiates.
     pub keys: Vec<RemoteKey>,
-    /// Secret shared with it, mixed into each handshake.
-    pub preshared_key: Option<PresharedKey>,
+    /// Secrets shared with it, mixed into each handshake.
+    pub preshared: Preshared,
     /// Inner prefixes sent to it and accepted from it. Host bits are ignored.
     pub allowed_ips: Vec<IpNet>,
     /// Where its lane 0 may be reached, best first. May be empty: then only the peer can begin.
@@ -387,7 +408,7 @@ mod tests {
         PeerSpec {
             id: PeerId(id),
             keys: vec![RemoteKey { epoch: 1, public: secret(id as u8 + 100).to_public() }],
-            preshared_key: None,
+            preshared: Preshared::None,
             allowed_ips: vec![prefix.parse().unwrap()],
             endpoints: Vec::new(),
             keepalive: None,

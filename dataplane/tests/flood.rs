@@ -18,8 +18,8 @@ use std::{
 
 use lab::{Pair, secret, table, wait_until};
 use mesh_dataplane::{
-    DropReason, Engine, EngineConfig, LaneParts, Lanes, LocalKey, PeerId, PeerSpec, RemoteKey, SecretKey, Table,
-    TableSpec,
+    DropReason, Engine, EngineConfig, LaneParts, Lanes, LocalKey, PeerId, PeerSpec, Preshared, RemoteKey, SecretKey,
+    Table, TableSpec,
     clock::Instant as LaneInstant,
     lane::{Lane, LaneConfig, Output},
     packet::dscp::Dscp,
@@ -54,7 +54,7 @@ fn spec(id: u32, key: &SecretKey, allowed: &str) -> PeerSpec {
     PeerSpec {
         id: PeerId(id),
         keys: vec![RemoteKey { epoch: 1, public: key.to_public() }],
-        preshared_key: None,
+        preshared: Preshared::None,
         allowed_ips: vec![allowed.parse().unwrap()],
         endpoints: Vec::new(),
         keepalive: None,

@@ -7,8 +7,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use lab::{secret, table, wait_until};
 use mesh_dataplane::{
-    Command, Engine, EngineConfig, EngineError, Event, LaneParts, Lanes, LocalKey, PeerId, PeerSpec, RemoteKey,
-    SecretKey, Table, TableSpec,
+    Command, Engine, EngineConfig, EngineError, Event, LaneParts, Lanes, LocalKey, PeerId, PeerSpec, Preshared,
+    RemoteKey, SecretKey, Table, TableSpec,
     tun::memory::MemoryQueue,
     udp::memory::{MemoryNetwork, MemorySocket},
 };
@@ -140,7 +140,7 @@ fn ten_thousand_known_peers_want_nothing() {
         PeerSpec {
             id: PeerId(n),
             keys: vec![RemoteKey { epoch: 1, public: SecretKey::new(bytes).to_public() }],
-            preshared_key: None,
+            preshared: Preshared::None,
             allowed_ips: vec![format!("10.{}.{}.0/24", n >> 8, n & 255).parse().unwrap()],
             endpoints: vec![SocketAddr::from(([192, 0, 2, 1], 7100))],
             keepalive: None,

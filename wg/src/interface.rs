@@ -148,7 +148,7 @@ impl Interface {
         let spec = |(id, peer): (&PeerId, &Peer)| PeerSpec {
             id: *id,
             keys: vec![RemoteKey { epoch: peer.life, public: peer.public_key }],
-            preshared_key: peer.preshared_key.clone(),
+            preshared: peer.preshared_key.clone().into(),
             allowed_ips: peer.allowed_ips.values().copied().collect(),
             endpoints: peer.endpoint.into_iter().collect(),
             keepalive: (peer.keepalive > 0).then(|| Duration::from_secs(peer.keepalive.into())),

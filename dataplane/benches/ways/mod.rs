@@ -8,7 +8,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_dataplane::{
-    LocalKey, PeerId, PeerSpec, RemoteKey, SecretKey, Table, TableSpec,
+    LocalKey, PeerId, PeerSpec, Preshared, RemoteKey, SecretKey, Table, TableSpec,
     buffer::Batch,
     clock::Instant,
     lane::{Lane, LaneConfig, Output},
@@ -153,7 +153,7 @@ fn table(secrets: &[SecretKey; 2], own: usize) -> Arc<Table> {
     let peer = PeerSpec {
         id: PeerId(1),
         keys: vec![RemoteKey { epoch: 1, public: secrets[other].to_public() }],
-        preshared_key: None,
+        preshared: Preshared::None,
         allowed_ips: vec![net(other)],
         endpoints: vec![endpoint(other)],
         keepalive: None,

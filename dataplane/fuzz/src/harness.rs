@@ -4,7 +4,7 @@
 use std::{cell::RefCell, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_dataplane::{
-    Lanes, LocalKey, PeerId, PeerSpec, RemoteKey, SecretKey, Table, TableSpec,
+    Lanes, LocalKey, PeerId, PeerSpec, Preshared, RemoteKey, SecretKey, Table, TableSpec,
     clock::Instant,
     lane::{Lane, LaneConfig, Output},
     packet::{
@@ -42,7 +42,7 @@ fn lane(own: u8, other: u8, own_prefixes: &[&str], allowed: &[&str]) -> Lane {
         peers: vec![PeerSpec {
             id: PeerId(1),
             keys: vec![RemoteKey { epoch: 1, public: SecretKey::new([other; 32]).to_public() }],
-            preshared_key: None,
+            preshared: Preshared::None,
             allowed_ips: nets(allowed),
             endpoints: vec![address(other)],
             keepalive: None,

@@ -14,6 +14,7 @@
 //! assert_eq!(sim.received(1).len(), 1);
 //! ```
 
+mod control;
 mod link;
 mod node;
 
@@ -29,6 +30,7 @@ use mesh_dataplane::{
 };
 use mock_instant::MockClock;
 
+pub use control::{Control, OFFER};
 pub use link::{Link, Sent};
 pub use node::{Node, packet};
 
@@ -86,6 +88,15 @@ impl Sim {
     pub fn nodes_with_lanes(mut self, lanes: &[usize]) -> Self {
         for lanes in lanes {
             self.nodes.push(Node::new(self.nodes.len(), *lanes, self.seed, self.now));
+        }
+        self.publish_all();
+        self
+    }
+
+    /// Makes all pairs of nodes agree on a preshared key for each tunnel.
+    pub fn agreed(mut self) -> Self {
+        for node in &mut self.nodes {
+            node.agreed = true;
         }
         self.publish_all();
         self

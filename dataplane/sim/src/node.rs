@@ -14,9 +14,11 @@ use mesh_dataplane::{
     key::{PresharedKey, SecretKey},
     lane::{Lane, LaneConfig, Output},
     packet::{dscp::Dscp, flow::FlowHash},
-    table::{Lanes, LocalKey, PeerId, PeerSpec, RemoteKey, Table, TableSpec},
+    table::{Lanes, LocalKey, PeerId, PeerSpec, Preshared, RemoteKey, Table, TableSpec},
     udp::Ends,
 };
+
+use crate::control::Control;
 
 const FLOW_KEY: [u8; 16] = [7; 16];
 /// What a kernel's steering program would do.
@@ -42,6 +44,11 @@ pub struct Node {
     pub keepalive: Option<Duration>,
     /// Preshared key of all pairs, while both have it.
     pub psk: Option<[u8; 32]>,
+    /// A preshared key is agreed on for each tunnel with other such nodes; see [`Control`].
+    pub agreed: bool,
+    /// Who does that.
+    pub control: Control,
+    table: Arc<Table>,
     /// Over which time it opens tunnels on new keys.
     pub spread: Duration,
     /// Addresses others believe it to have, before the true one.
@@ -74,10 +81,13 @@ impl Node {
     pub(crate) fn new(number: usize, lanes: usize, seed: u64, now: Instant) -> Self {
         let keys = vec![LocalKey { epoch: 1, secret: secret(number, 1) }];
         let spec = TableSpec { local_keys: keys, ..TableSpec::default() };
-        let table = Table::new(spec).expect("a table without peers");
+        let table = Arc::new(Table::new(spec).expect("a table without peers"));
         Self {
             number,
-            lanes: start_lanes(number, lanes, seed, &Arc::new(table), now),
+            lanes: start_lanes(number, lanes, seed, &table, now),
+            table,
+            agreed: false,
+            control: Control::new(number),
             lane_count: lanes,
             datagrams: Vec::new(),
             plain: false,
@@ -147,6 +157,7 @@ impl Node {
         let table = Table::new(TableSpec { local_keys: self.local_keys(), ..TableSpec::default() });
         let table = Arc::new(table.expect("a table without peers"));
         self.seed = self.seed.wrapping_add(1);
+        self.control.forget();
         self.lanes = start_lanes(self.number, self.lane_count, self.seed, &table, now);
     }
 
@@ -158,7 +169,11 @@ impl Node {
         let peers = others.map(|node| PeerSpec {
             id: PeerId(self.renumbered.filter(|(n, _)| *n == node.number).map_or(node.number as u32, |(_, id)| id)),
             keys: node.remote_keys(),
-            preshared_key: self.psk.zip(node.psk).map(|(psk, _)| PresharedKey::new(psk)),
+            preshared: if self.agreed && node.agreed {
+                Preshared::Agreed { own_first: self.number < node.number }
+            } else {
+                self.psk.zip(node.psk).map(|(psk, _)| PresharedKey::new(psk)).into()
+            },
             allowed_ips: if self.unchecked { anywhere() } else { prefixes(node.number) },
             endpoints: if node.hidden {
                 Vec::new()
@@ -180,6 +195,7 @@ impl Node {
     }
 
     pub(crate) fn set_table(&mut self, table: Arc<Table>, now: Instant) {
+        self.table = Arc::clone(&table);
         for n in 0..self.lanes.len() {
             self.lanes[n].set_table(Arc::clone(&table), now);
             self.collect(n, now);
@@ -211,6 +227,13 @@ impl Node {
                 self.collect(n, now);
             }
         }
+        let own_lanes = self.lanes.len() as u8;
+        for agreement in self.control.handle_timeout(&self.table, own_lanes, now) {
+            for n in 0..self.lanes.len() {
+                self.lanes[n].agree(&agreement, now, &mut self.output);
+                self.collect(n, now);
+            }
+        }
     }
 
     pub(crate) fn initiate(&mut self, peer: PeerId, now: Instant) {
@@ -219,7 +242,7 @@ impl Node {
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.lanes.iter().filter_map(Lane::poll_timeout).min()
+        self.lanes.iter().filter_map(Lane::poll_timeout).chain(self.control.poll_timeout()).min()
     }
 
     pub(crate) fn take_datagrams(&mut self) -> Vec<(usize, Ends, Vec<u8>)> {
@@ -283,7 +306,9 @@ impl Node {
             self.lanes_taken.push(lane);
         }
         self.output.packets.clear();
-        self.events.extend(std::iter::from_fn(|| self.lanes[lane].poll_event()));
+        while let Some(event) = self.lanes[lane].poll_event() {
+            self.events.extend(self.control.take(event, now));
+        }
         for packet in &mut crossing {
             let len = packet.len();
             packet.resize(len.next_multiple_of(16), 0xee);
@@ -310,7 +335,8 @@ fn start_lanes(number: usize, lanes: usize, seed: u64, table: &Arc<Table>, now: 
         let mut bytes = [number as u8; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
         bytes[8] ^= lane as u8;
-        let config = LaneConfig { lane, lanes, flow_key: FLOW_KEY, handshakes_per_second: 500, dscp: Dscp::Clear, seed: bytes };
+        let config =
+            LaneConfig { lane, lanes, flow_key: FLOW_KEY, handshakes_per_second: 500, dscp: Dscp::Clear, seed: bytes };
         Lane::new(config, Arc::clone(table), now)
     };
     (0..lanes).map(start).collect()

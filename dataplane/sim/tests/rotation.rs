@@ -8,10 +8,16 @@ fn epochs(sim: &Sim, node: usize, other: usize) -> Vec<(u64, u64)> {
     tunnels.iter().map(|tunnel| (tunnel.local_epoch, tunnel.remote_epoch)).collect()
 }
 
+/// Without preshared keys, and with one agreed on for each tunnel.
+fn both_ways(sim: impl Fn() -> Sim) -> [Sim; 2] {
+    [sim(), sim().agreed()]
+}
+
 #[test]
 fn rotation_loses_no_packet() {
-    for seed in 0..3 {
-        let mut sim = Sim::seeded(seed).nodes(2).delay(millis(20)).jitter(millis(seed * 7));
+    let sims =
+        (0..3).flat_map(|seed| both_ways(|| Sim::seeded(seed).nodes(2).delay(millis(20)).jitter(millis(seed * 7))));
+    for mut sim in sims {
         let flows = [sim.flow(0, 1, millis(5)), sim.flow(1, 0, millis(5))];
         sim.advance(secs(5));
         sim.rotate_key(0);
@@ -31,8 +37,9 @@ fn rotation_loses_no_packet() {
 
 #[test]
 fn both_ends_may_rotate_at_once_and_again() {
-    for seed in 0..4 {
-        let mut sim = Sim::seeded(seed).nodes(3).delay(millis(15)).jitter(millis(10));
+    for (seed, mut sim) in (0..4).flat_map(|seed| {
+        both_ways(|| Sim::seeded(seed).nodes(3).delay(millis(15)).jitter(millis(10))).map(|sim| (seed, sim))
+    }) {
         let flows = [sim.flow(0, 1, millis(7)), sim.flow(1, 0, millis(9)), sim.flow(2, 0, millis(50))];
         sim.advance(secs(3));
         for _ in 0..2 {
@@ -57,8 +64,9 @@ fn both_ends_may_rotate_at_once_and_again() {
 
 #[test]
 fn rotation_under_loss_brings_the_new_tunnel_up_all_the_same() {
-    for seed in 0..8 {
-        let mut sim = Sim::seeded(seed).nodes(2).loss(20);
+    for (seed, mut sim) in
+        (0..8).flat_map(|seed| both_ways(|| Sim::seeded(seed).nodes(2).loss(20)).map(|sim| (seed, sim)))
+    {
         sim.flow(0, 1, millis(50));
         sim.flow(1, 0, millis(50));
         sim.advance(secs(10));

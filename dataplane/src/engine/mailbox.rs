@@ -12,7 +12,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::crossing::{Crossed, Crossing};
 use crate::{
-    command::{LaneSnapshot, PeerSnapshot},
+    command::{Agreement, LaneSnapshot, PeerSnapshot},
     table::{PeerId, Table},
     tun::{Packets, Queue},
     udp::Socket,
@@ -26,6 +26,7 @@ pub(super) enum Letter {
     Initiate(PeerId),
     Send(SocketAddr, Vec<u8>),
     Redirect(Arc<[(PeerId, SocketAddr)]>),
+    Agree(Arc<Agreement>),
     Queue(Box<dyn Queue>),
     Socket(Box<dyn Socket>),
     Snapshot(SyncSender<(LaneSnapshot, Vec<PeerSnapshot>)>),

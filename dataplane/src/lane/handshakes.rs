@@ -13,7 +13,7 @@ use crate::{
         Peer, PeerSlot,
         handshake::{Admission, Origin},
         index::Indices,
-        tunnel::{Due, TunnelKey},
+        tunnel::{Due, INITIATION, TunnelKey},
     },
     table::{Lanes, PeerId},
     udp::Ends,
@@ -33,6 +33,12 @@ impl Lane {
     /// Sends an initiation for the newest keys of both ends.
     pub(super) fn begin_handshake(&mut self, peer: &mut Peer, now: Instant, out: &mut Output) {
         let desired = peer.desired;
+        if desired.key.is_agreed() {
+            if let Some(position) = self.agreed_position(peer, now) {
+                self.begin_handshake_on(peer, position, now, out);
+            }
+            return;
+        }
         let position = match peer.position(desired.key) {
             Some(position) => position,
             None => match self.add_tunnel(peer, desired.key, &desired.remote, now) {
@@ -48,7 +54,9 @@ impl Lane {
         if peer.tunnels[position].is_attempting() {
             return;
         }
-        peer.path.begin();
+        if peer.agreed.wanting.is_none() {
+            peer.path.begin();
+        }
         let Some(room) = out.datagrams.room() else {
             // The timer comes back to it.
             return self.schedule(peer, now);
@@ -76,6 +84,10 @@ impl Lane {
                 match target {
                     // From whichever address the system thinks best: the answer tells which one works.
                     Some(target) => {
+                        if let Some(offer) = peer.tunnels[position].offer_ahead(now) {
+                            put_ahead(&offer, len, target.into(), out);
+                            peer.wire.count_tx(offer.len());
+                        }
                         peer.wire.count_tx(len);
                         out.datagrams.push_tight(len, target.into());
                     }
@@ -116,7 +128,7 @@ impl Lane {
         let Some(spec) = self.table.peer(id) else {
             return self.drop(DropReason::UnknownPeer);
         };
-        let psk = self.psk_hash(spec);
+        let psk = self.psk_mark(spec);
         let Some(slot) = self.slot_of_initiator(spec.lanes, receiver_of(initiation, 4)) else {
             return self.drop(DropReason::WrongLane);
         };
@@ -124,6 +136,10 @@ impl Lane {
             return self.drop(DropReason::UnknownPeer);
         };
         let key = TunnelKey { local_epoch, remote_epoch, psk };
+        if key.is_agreed() {
+            self.answer_agreed(&mut peer, (key, remote), (from, initiation), now, out);
+            return self.put(peer);
+        }
         let known = peer.position(key);
         let position = known.or_else(|| self.add_tunnel(&mut peer, key, &remote, now));
         if let Some(position) = position {
@@ -149,7 +165,7 @@ impl Lane {
     }
 
     /// Answers an initiation on the tunnel that it is for. Neither endpoint nor current session change by it.
-    fn answer(
+    pub(super) fn answer(
         &mut self,
         peer: &mut Peer,
         position: usize,
@@ -246,6 +262,7 @@ impl Lane {
         if let Some(endpoint) = peer.path.endpoint() {
             self.gate.remember(endpoint.remote.ip(), &self.random);
         }
+        self.settle_agreed(peer, now);
         let lane = self.config.lane;
         if !peer.up {
             peer.up = true;
@@ -259,5 +276,18 @@ impl Lane {
         }
         self.flush(peer, now, out);
         self.schedule(peer, now + Duration::from_secs(1));
+    }
+}
+
+/// Puts a datagram before the one of `len` bytes that lies in the room of `out` and was not pushed yet.
+fn put_ahead(ahead: &[u8], len: usize, target: Ends, out: &mut Output) {
+    let Some(room) = out.datagrams.room() else { return };
+    let mut later = [0; INITIATION.1];
+    later[..len].copy_from_slice(&room[..len]);
+    room[..ahead.len()].copy_from_slice(ahead);
+    out.datagrams.push_tight(ahead.len(), target.into());
+    // A full output keeps one slot for this: `Output::is_nearly_full` leaves dozens.
+    if let Some(room) = out.datagrams.room() {
+        room[..len].copy_from_slice(&later[..len]);
     }
 }

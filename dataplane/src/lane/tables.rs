@@ -7,14 +7,14 @@ use tracing::info;
 use super::{Lane, MAX_LANES};
 use crate::{
     clock::Instant,
-    key::PublicKey,
+    key::{PresharedKey, PublicKey},
     peer::{
         Desired, Detour, Peer, PeerSlot,
         curve::is_low_order,
         path::Path,
         tunnel::{Order, Tunnel, TunnelKey},
     },
-    table::{PeerId, PeerSpec, RemoteKey, Table},
+    table::{PeerId, PeerSpec, Preshared, RemoteKey, Table},
 };
 
 /// Tunnels a peer may have: two of our keys times three of its own, and two on keys that are no longer in the table.
@@ -91,17 +91,21 @@ impl Lane {
         peer.path.set_candidates(&spec.endpoints, peer.remote_lane);
         peer.keepalive = spec.keepalive;
         let Some(desired) = self.desired(spec) else { return };
-        for tunnel in &mut peer.tunnels {
-            if !is_in_table(&self.table, spec, tunnel.key) {
-                tunnel.cancel_attempt();
+        for position in (0..peer.tunnels.len()).rev() {
+            let key = peer.tunnels[position].key;
+            if desired.key.is_agreed() && !key.is_agreed() {
+                // No packet may pass without an agreed key from now on.
+                self.remove_tunnel(peer, position);
+            } else if !is_in_table(&self.table, spec, key) {
+                peer.tunnels[position].cancel_attempt();
             }
         }
+        peer.agreed.retain(|key| desired.key.is_agreed() && is_in_table(&self.table, spec, key));
         if peer.desired == desired {
             return;
         }
         peer.desired = desired;
-        let has_it = peer.position(desired.key).is_some_and(|n| peer.tunnels[n].can_send(now));
-        if has_it || peer.tunnels.is_empty() {
+        if peer.has_session(desired.key, now) || peer.tunnels.is_empty() {
             peer.open_at = None;
             return;
         }
@@ -127,12 +131,17 @@ impl Lane {
         if is_low_order(&remote.public) {
             return None;
         }
-        let key = TunnelKey { local_epoch: local.epoch, remote_epoch: remote.epoch, psk: self.psk_hash(spec) };
+        let key = TunnelKey { local_epoch: local.epoch, remote_epoch: remote.epoch, psk: self.psk_mark(spec) };
         Some(Desired { key, remote: remote.public })
     }
 
-    pub(super) fn psk_hash(&self, spec: &PeerSpec) -> u64 {
-        spec.preshared_key.as_ref().map_or(0, |psk| self.random.hash(psk.expose()) | 1)
+    /// What tells tunnels with other preshared keys apart.
+    pub(super) fn psk_mark(&self, spec: &PeerSpec) -> u64 {
+        match &spec.preshared {
+            Preshared::None => 0,
+            Preshared::Static(psk) => self.random.hash(psk.expose()) | 1,
+            Preshared::Agreed { .. } => TunnelKey::agreed(0, 0).psk,
+        }
     }
 
     /// Adds a tunnel for `key` to the peer; its position. `None` if our key is gone or there are too many tunnels.
@@ -141,6 +150,32 @@ impl Lane {
         peer: &mut Peer,
         key: TunnelKey,
         remote: &PublicKey,
+        now: Instant,
+    ) -> Option<usize> {
+        let table = Arc::clone(&self.table);
+        let psk = match &table.peer(peer.id)?.preshared {
+            Preshared::None => None,
+            Preshared::Static(psk) => Some(psk),
+            // Only agreements make such tunnels.
+            Preshared::Agreed { .. } => return None,
+        };
+        let index = self.indices.take(peer.at(), &mut self.random)?;
+        let position = self.push_tunnel(peer, (key, None), remote, psk, index, now);
+        if position.is_none() {
+            self.indices.give_back(index);
+        }
+        position
+    }
+
+    /// Makes a tunnel that has an index already; its position. The newest, unless its generation is given. `None` as with
+    /// [`add_tunnel`](Self::add_tunnel): the index is the caller's then.
+    pub(super) fn push_tunnel(
+        &mut self,
+        peer: &mut Peer,
+        (key, generation): (TunnelKey, Option<u64>),
+        remote: &PublicKey,
+        psk: Option<&PresharedKey>,
+        index: u32,
         now: Instant,
     ) -> Option<usize> {
         if peer.tunnels.len() >= MAX_TUNNELS {
@@ -156,16 +191,15 @@ impl Lane {
         }
         let spec = self.table.peer(peer.id)?;
         let identity = self.gate.identity(key.local_epoch)?;
-        let index = self.indices.take(peer.at(), &mut self.random)?;
-        self.generation += 1;
+        // Room for one between any two.
+        self.generation += 2;
         // Both ends compare the same two keys and so prefer the same one of two crossed rotations.
         let own_is_lower = self.table.local_publics().first() < spec.keys.first().map(|key| &key.public);
         let order = Order {
             sum: key.local_epoch.saturating_add(key.remote_epoch),
             tie: if own_is_lower { key.local_epoch } else { key.remote_epoch },
-            generation: self.generation,
+            generation: generation.unwrap_or(self.generation),
         };
-        let psk = spec.preshared_key.as_ref();
         peer.tunnels.push(Tunnel::new((key, order), identity, remote, psk, index, now));
         Some(peer.tunnels.len() - 1)
     }

@@ -62,7 +62,9 @@ impl Lane {
         if sending.is_some_and(|n| peer.tunnels[n].unanswered(now) >= DOUBT_SOURCE) {
             peer.path.forget_local();
         }
-        let mut gave_up = false;
+        let mut gave_up = peer.desired.key.is_agreed() && self.renew_agreed(peer, now, out);
+        // It may have dropped tunnels.
+        let sending = peer.sending(now);
         for position in 0..peer.tunnels.len() {
             let Some(room) = out.datagrams.room() else { break };
             let usable = sending == Some(position) && self.may_rekey(peer, position);
@@ -112,8 +114,7 @@ impl Lane {
     fn open_planned(&mut self, peer: &mut Peer, now: Instant, out: &mut Output) {
         if peer.open_at.is_some_and(|at| at <= now) {
             peer.open_at = None;
-            let works = peer.position(peer.desired.key).is_some_and(|n| peer.tunnels[n].can_send(now));
-            if !works {
+            if !peer.has_session(peer.desired.key, now) {
                 self.begin_handshake(peer, now, out);
             }
         }
@@ -190,5 +191,5 @@ fn next_timeout(peer: &Peer, keeps_up: bool, now: Instant) -> Option<Instant> {
     let pulse = (!peer.tunnels.is_empty()).then(|| now + PULSE);
     let attempts = peer.tunnels.iter().filter_map(|tunnel| tunnel.poll_timeout());
     let keepalive = peer.keepalive.filter(|_| keeps_up || !peer.tunnels.is_empty()).map(|pause| peer.last_sent + pause);
-    attempts.chain(pulse).chain(peer.open_at).chain(keepalive).min()
+    attempts.chain(pulse).chain(peer.open_at).chain(keepalive).chain(peer.agreed.poll_timeout()).min()
 }

@@ -42,6 +42,15 @@ impl Indices {
         }
     }
 
+    /// Takes an index that control chose; false if another tunnel has it, or the lane has too many.
+    pub(crate) fn reserve(&mut self, index: u32, peer: PeerSlot) -> bool {
+        if self.taken.len() >= MAX_TUNNELS || self.taken.contains_key(&index) {
+            return false;
+        }
+        self.taken.insert(index, peer);
+        true
+    }
+
     /// Whose tunnel has this index of 24 bits.
     pub(crate) fn peer(&self, index: u32) -> Option<PeerSlot> {
         self.taken.get(&index).copied()

@@ -48,12 +48,15 @@ const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 /// A new session is made after this many.
 const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
 /// A handshake that stays unanswered for so long is given up.
-const ATTEMPT_TIME: Duration = Duration::from_secs(90);
+pub(crate) const ATTEMPT_TIME: Duration = Duration::from_secs(90);
 /// Unanswered initiations are repeated after this time, less a jitter.
 const RETRY: Duration = Duration::from_secs(5);
 /// The same while another address has not been tried.
 const RETRY_UNTRIED: Duration = Duration::from_secs(1);
 const RETRY_JITTER: Duration = Duration::from_millis(333);
+/// With an agreed key, offer and initiation are repeated when the handshake is so old: either may be lost, or the initiation
+/// be there before the key.
+const REPEAT_OFFER: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 /// Cookies make us repeat an initiation at once, but not more often than this.
 const COOKIE_PAUSE: Duration = Duration::from_secs(1);
 /// Data is answered by an empty message after this time if by nothing else.
@@ -68,8 +71,33 @@ const RING: usize = 8;
 pub(crate) struct TunnelKey {
     pub(crate) local_epoch: u64,
     pub(crate) remote_epoch: u64,
-    /// Keyed hash of the preshared key; zero without one.
+    /// Keyed hash of the preshared key, odd; zero without one; [`AGREED`] if control agrees on one for each tunnel.
     pub(crate) psk: u64,
+}
+
+/// In place of a preshared key's hash.
+const AGREED: u64 = 2;
+
+impl TunnelKey {
+    /// Of tunnels that have preshared keys of their own.
+    pub(crate) fn agreed(local_epoch: u64, remote_epoch: u64) -> Self {
+        Self { local_epoch, remote_epoch, psk: AGREED }
+    }
+
+    pub(crate) fn is_agreed(&self) -> bool {
+        self.psk == AGREED
+    }
+}
+
+/// What a tunnel with an agreed key knows beside it.
+#[derive(Debug)]
+pub(crate) struct Agreed {
+    /// What goes ahead of our initiations; `None` if the peer made the offer.
+    pub(crate) offer: Option<Arc<[u8]>>,
+    /// Upper 24 bits of the peer's indices, once known.
+    pub(crate) remote_index: Option<u32>,
+    /// A handshake on it stayed unanswered: the peer may have lost the key.
+    pub(crate) is_spent: bool,
 }
 
 /// Which tunnel is newer: sum of the epochs, then the same choice at both ends, then age.
@@ -141,6 +169,8 @@ pub(crate) struct Tunnel {
     pub(crate) order: Order,
     /// The upper 24 bits of its receiver indices.
     pub(crate) index: u32,
+    /// If its preshared key was agreed on for it.
+    pub(crate) agreed: Option<Agreed>,
     tunn: Box<Tunn>,
     /// boringtun's ring as far as it shows.
     sessions: [Option<Session>; RING],
@@ -196,6 +226,7 @@ impl Tunnel {
             key,
             order,
             index,
+            agreed: None,
             tunn: Box::new(tunn),
             sessions: [None; RING],
             current: None,
@@ -229,6 +260,58 @@ impl Tunnel {
 
     pub(crate) fn is_attempting(&self) -> bool {
         self.attempt.is_some()
+    }
+
+    /// False for a tunnel whose handshakes only the peer may begin: it has its key from an offer of the peer's, and no data
+    /// has proved yet that the peer has it too. False also if the peer seems to have lost the key.
+    pub(crate) fn may_initiate(&self) -> bool {
+        self.agreed.as_ref().is_none_or(|agreed| {
+            !agreed.is_spent && (agreed.offer.is_some() || self.was_confirmed || self.current.is_some())
+        })
+    }
+
+    /// True for a tunnel that the peer offered, answered not longer than `patience` ago, and that no data came on yet.
+    pub(crate) fn awaits_confirmation(&self, now: Instant, patience: Duration) -> bool {
+        let theirs = self.agreed.as_ref().is_some_and(|agreed| agreed.offer.is_none());
+        theirs && self.current.is_none() && self.is_alive(now) && now.since(self.created) < patience
+    }
+
+    /// True for a tunnel that we offered and that had no session yet.
+    pub(crate) fn awaits_answer(&self) -> bool {
+        self.agreed.as_ref().is_some_and(|agreed| agreed.offer.is_some())
+            && self.current.is_none()
+            && !self.was_confirmed
+    }
+
+    /// True for the tunnel that initiations from this index (upper 24 bits) are for.
+    pub(crate) fn is_of_sender(&self, sender: u32) -> bool {
+        self.agreed.as_ref().is_some_and(|agreed| agreed.remote_index == Some(sender))
+    }
+
+    /// True if a handshake on it stayed unanswered for `patience`. At once if the peer, whose offer we cannot repeat, answers no
+    /// data either: then it was most likely started anew.
+    pub(crate) fn needs_another_key(&self, now: Instant, patience: Duration) -> bool {
+        let (Some(agreed), Some(time)) = (&self.agreed, self.attempting_for(now)) else { return false };
+        time >= patience || agreed.offer.is_none() && self.unanswered(now) >= KEEPALIVE
+    }
+
+    /// Begins no handshake any more.
+    pub(crate) fn spend(&mut self) {
+        self.attempt = None;
+        if let Some(agreed) = &mut self.agreed {
+            agreed.is_spent = true;
+        }
+    }
+
+    pub(crate) fn is_spent(&self) -> bool {
+        self.agreed.as_ref().is_some_and(|agreed| agreed.is_spent)
+    }
+
+    /// What has to go ahead of the initiation just made: the peer does not have the key, or may have lost it.
+    pub(crate) fn offer_ahead(&self, now: Instant) -> Option<Arc<[u8]>> {
+        let offer = self.agreed.as_ref()?.offer.as_ref()?;
+        let is_rekey = self.can_send(now) && self.attempting_for(now).is_none_or(|time| time.is_zero());
+        (!is_rekey || self.unanswered(now) >= KEEPALIVE).then(|| Arc::clone(offer))
     }
 
     /// For how long a handshake of ours has been unanswered.
@@ -391,6 +474,11 @@ impl Tunnel {
             TunnResult::Err(WireGuardError::InvalidMac) => return Err(DropReason::WrongMac),
             _ => return Err(DropReason::BadHandshake),
         };
+        if let Some(agreed) = &mut self.agreed
+            && let Some(&[_, a, b, c]) = response.get(4..8)
+        {
+            agreed.remote_index = Some(u32::from_le_bytes([a, b, c, 0]));
+        }
         let session = Session { number: response[8], established: now };
         self.sessions[usize::from(session.number) % RING] = Some(session);
         // A late answer to an earlier initiation leaves the newest one under way.
@@ -441,7 +529,9 @@ impl Tunnel {
         if let Some(attempt) = &mut self.attempt {
             let pause = if untried { RETRY_UNTRIED } else { RETRY };
             let jitter = Duration::from_nanos(jitter.as_nanos() as u64 % RETRY_JITTER.as_nanos() as u64);
-            attempt.retry_at = now + (pause - jitter);
+            let repeats = REPEAT_OFFER.map(|age| attempt.started + age);
+            let repeat = repeats.into_iter().find(|at| self.agreed.is_some() && *at > now);
+            attempt.retry_at = repeat.unwrap_or(now + (pause - jitter));
         }
     }
 

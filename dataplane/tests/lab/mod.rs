@@ -14,7 +14,7 @@ use std::{
 };
 
 use mesh_dataplane::{
-    LaneParts, Lanes, LocalKey, PeerId, PeerSpec, PublicKey, RemoteKey, SecretKey, Table, TableSpec,
+    LaneParts, Lanes, LocalKey, PeerId, PeerSpec, Preshared, PublicKey, RemoteKey, SecretKey, Table, TableSpec,
     tun::{Device, DeviceOptions, TunQueue, Wanted},
     udp::system::{SystemConfig, SystemSocket},
 };
@@ -202,7 +202,7 @@ pub fn table(
     let peer = PeerSpec {
         id: PeerId(1),
         keys: vec![RemoteKey { epoch: 1, public: remote }],
-        preshared_key: None,
+        preshared: Preshared::None,
         allowed_ips: nets(allowed),
         endpoints: endpoint.into_iter().collect(),
         keepalive: None,

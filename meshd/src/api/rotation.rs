@@ -80,6 +80,7 @@ mod tests {
             remote_lane: 0,
             local_epoch: *local_epoch,
             remote_epoch: 1,
+            preshared: false,
             confirmed: *confirmed,
             sending: *confirmed,
             established: None,

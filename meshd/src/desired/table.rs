@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use mesh_dataplane::table::Owner;
 use mesh_dataplane::{
-    Lanes, LocalKey, PeerId, PeerSpec, PublicKey, RemoteKey, SecretKey, Table, TableError, TableSpec,
+    Lanes, LocalKey, PeerId, PeerSpec, Preshared, PublicKey, RemoteKey, SecretKey, Table, TableError, TableSpec,
 };
 use mesh_protocol::key::{TunnelKey, TunnelSecret};
 
@@ -93,7 +93,7 @@ fn peer_spec(peer: &PeerFacts, facts: &Facts) -> PeerSpec {
     PeerSpec {
         id: PeerId(peer.number),
         keys: keys.into_iter().flatten().map(key).collect(),
-        preshared_key: None,
+        preshared: Preshared::None,
         allowed_ips: addresses.chain(peer.pod_cidrs.iter().copied()).collect(),
         endpoints: endpoints.filter(|endpoint| may_be_endpoint(*endpoint, facts)).collect(),
         keepalive: None,

@@ -13,7 +13,7 @@ use crate::{
     key::SecretKey,
     lane::LaneConfig,
     packet::dscp::Dscp,
-    table::{Lanes, LocalKey, PeerId, PeerSpec, RemoteKey, Table, TableSpec},
+    table::{Lanes, LocalKey, PeerId, PeerSpec, Preshared, RemoteKey, Table, TableSpec},
     tun::memory::MemoryQueue,
     udp::memory::{MemoryNetwork, MemorySocket},
 };
@@ -30,7 +30,7 @@ fn table(peers: u32, keepalive: Option<Duration>) -> Arc<Table> {
         PeerSpec {
             id: PeerId(n),
             keys: vec![RemoteKey { epoch: 1, public: SecretKey::new(secret).to_public() }],
-            preshared_key: None,
+            preshared: Preshared::None,
             allowed_ips: vec![format!("10.{}.{}.0/24", n >> 8, n & 255).parse().unwrap()],
             endpoints: vec![outer(9)],
             keepalive,
