@@ -26,6 +26,8 @@ static CAPTURES: AtomicU32 = AtomicU32::new(0);
 const LANE_PORTS: std::ops::Range<u16> = 7100..7108;
 /// Port of the keyserver.
 const CONTROL_PORT: u16 = 7443;
+/// First bytes and length of a key offer: kind and format.
+const OFFER: ([u8; 2], usize) = ([0xa5, 1], 1188);
 const ETHERNET_BYTES: usize = 14;
 /// Strange frames kept for the report.
 const KEPT: usize = 8;
@@ -51,6 +53,8 @@ pub fn new_marker() -> Marker {
 pub struct Seen {
     /// WireGuard messages by type: 1 initiation, 2 response, 3 cookie reply, 4 data.
     pub wireguard: [u64; 5],
+    /// Key offers between lanes.
+    pub offers: u64,
     /// QUIC or TLS to or from the keyserver.
     pub control: u64,
     /// ARP, neighbour discovery, multicast listener reports.
@@ -180,6 +184,10 @@ impl Seen {
         let kind = classify(frame);
         match kind {
             Class::WireGuard(number) => self.wireguard[number] += 1,
+            Class::Offer { initiations } => {
+                self.offers += 1;
+                self.wireguard[1] += initiations;
+            }
             Class::Control => self.control += 1,
             Class::Neighbour => self.neighbour += 1,
             Class::Error => self.errors += 1,
@@ -197,6 +205,7 @@ impl Seen {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
     WireGuard(usize),
+    Offer { initiations: u64 },
     Control,
     Neighbour,
     Error,
@@ -245,6 +254,14 @@ fn classify_ports(protocol: u8, segment: &[u8]) -> Class {
     let lanes = LANE_PORTS.contains(&source) && LANE_PORTS.contains(&destination);
     match segment.get(8..12) {
         Some([number @ 1..=4, 0, 0, 0]) if protocol == 17 && lanes => Class::WireGuard(usize::from(*number)),
+        Some([kind, format, ..]) if protocol == 17 && lanes && [*kind, *format] == OFFER.0 => {
+            match segment[8..].split_at_checked(OFFER.1) {
+                Some((_, [])) => Class::Offer { initiations: 0 },
+                // In one train with the initiation that it is for.
+                Some((_, [1, 0, 0, 0, ..])) => Class::Offer { initiations: 1 },
+                _ => Class::Other,
+            }
+        }
         _ => Class::Other,
     }
 }
@@ -296,6 +313,12 @@ mod tests {
         assert_eq!(classify(&frame), Class::WireGuard(4));
         frame[42] = 5;
         assert_eq!(classify(&frame), Class::Other);
+        frame[42..44].copy_from_slice(&OFFER.0);
+        assert_eq!(classify(&frame), Class::Other, "an offer has one length");
+        frame.resize(14 + 20 + 8 + OFFER.1, 0);
+        assert_eq!(classify(&frame), Class::Offer { initiations: 0 });
+        frame.extend([1, 0, 0, 0]);
+        assert_eq!(classify(&frame), Class::Offer { initiations: 1 });
         frame[34..36].copy_from_slice(&CONTROL_PORT.to_be_bytes());
         assert_eq!(classify(&frame), Class::Control);
         assert_eq!(classify(&frame[..13]), Class::Other);

@@ -72,9 +72,8 @@ pub(crate) enum Command {
         /// Running time after which a node that hears from no keyserver closes its tunnels
         #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = humantime::parse_duration)]
         exposure: Duration,
-        /// Whether tunnels need a post-quantum preshared key. "off" until nodes can offer one: with "required" no tunnel
-        /// comes up
-        #[arg(long, value_enum, default_value_t = Pq::Off)]
+        /// Whether tunnels need a post-quantum preshared key; with "off" only where a grant says so
+        #[arg(long, value_enum, default_value_t = Pq::Required)]
         pq: Pq,
         /// Print one JSON document
         #[arg(long)]

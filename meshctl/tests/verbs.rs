@@ -34,7 +34,7 @@ fn node_status() -> Value {
         "policy_version": 3,
         "keys": {"seq": 9, "current": 4, "previous": 3, "spare": 5, "current_age": 60, "published": true},
         "device": {"name": "mesh0", "mode": "plain", "lanes": 1, "port": 7100, "mtu": 1420},
-        "peers_known": 4, "peers_up": 3, "uptime": 3600, "dropped": {"source": 7},
+        "peers_known": 4, "peers_up": 3, "peers_post_quantum": 2, "uptime": 3600, "dropped": {"source": 7},
         "alarms": [{"name": "equivocation", "message": "two truths of n2 \u{1b}[31m", "age": 61}],
     })
 }
@@ -54,7 +54,7 @@ fn status_shows_node_and_keyserver() {
     for part in [
         "node n1 (11111111)",
         "no, waiting for routes applied",
-        "3 of 4 up",
+        "3 of 4 up, 2 post-quantum",
         "STALE",
         "epoch 4 since 1m, previous 3 still answers, spare 5",
         "source 7",

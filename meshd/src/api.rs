@@ -16,3 +16,4 @@ mod status;
 mod verbs;
 
 pub(crate) use listen::Listener;
+pub(crate) use status::is_post_quantum;

@@ -5,6 +5,7 @@
 //!
 //! control.facts, control.keys ──┐
 //! host.facts ───────────────────┼─ follow ─┬─> engine: a new table    (first: a revocation is in force with it)
+//!                               │          ├─> psk: whose offers count
 //! pods.leases ──────────────────┘          └─> host: the difference
 //! ```
 
@@ -39,6 +40,7 @@ use crate::identity::Identity;
 use crate::metrics;
 use crate::offloads;
 use crate::pods::Pods;
+use crate::psk::{self, Psk};
 use crate::ready::{self, Guard, Ready};
 use crate::shutdown::{self, Shutdown};
 use crate::state_dir::StateDir;
@@ -59,6 +61,8 @@ pub(crate) struct Node {
     pub(crate) control: ControlHandle,
     /// The lanes.
     pub(crate) engine: Arc<Engine>,
+    /// Preshared keys of their tunnels.
+    pub(crate) psk: Psk,
     /// The host's network.
     pub(crate) host: HostHandle,
     /// Leases.
@@ -181,6 +185,9 @@ async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Started> {
     let opened = host.open_device(&config.device.name, device_plan(&config, &facts, &offloads))?;
     let (mode, fewer_lanes) = (opened.mode, opened.fewer);
     let (engine, events) = start_engine(&config, &facts, opened.queues, offloads.trains)?;
+    let engine = Arc::new(engine);
+    let ends = psk::Ends { facts: control.facts.clone(), keys: control.keys.clone(), engine: Arc::clone(&engine) };
+    let psk = psk::start(ends).context("start the psk thread")?;
     for number in control.recently_active() {
         // A peer that is gone since is no error.
         let _ = engine.initiate(PeerId(*number));
@@ -194,7 +201,8 @@ async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Started> {
     let node = Arc::new(Node {
         config,
         control,
-        engine: Arc::new(engine),
+        engine,
+        psk,
         host,
         pods,
         applied_pods,
@@ -332,12 +340,13 @@ async fn stop(node: Arc<Node>, mut tasks: JoinSet<anyhow::Result<()>>, mut api: 
             }
         }
     };
-    let Node { control, engine, host, mut pods, .. } = node;
+    let Node { control, engine, psk, host, mut pods, .. } = node;
     if let Err(panic) = control.stop().await {
         warn!(error = %panic, "the control task had panicked");
     }
     pods.stop();
     host.stop();
+    psk.stop();
     if let Some(engine) = Arc::into_inner(engine) {
         let panicked = engine.stop();
         if !panicked.is_empty() {

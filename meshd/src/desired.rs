@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use filter::nft_table;
 pub(crate) use mtu::inner_mtu;
 pub(crate) use settings::{Setting, legacy_ipv6, settings};
-pub(crate) use table::{Refused, checked_table, table_spec};
+pub(crate) use table::{Refused, checked_table, lanes, table_spec};
 
 use crate::config::Config;
 use crate::facts::Facts;
@@ -190,7 +190,7 @@ pub(crate) mod tests {
     use std::sync::Arc;
 
     use mesh_protocol::id::{MeshId, NodeId, Position};
-    use mesh_protocol::key::TunnelSecret;
+    use mesh_protocol::key::{KemPublic, TunnelSecret};
     use mesh_protocol::local::{Attachment, Lease};
 
     use super::*;
@@ -231,6 +231,7 @@ pub(crate) mod tests {
             previous: Some((1, TunnelSecret::from_bytes([1; 32]))),
             spare_epoch: 3,
             promoted: 0,
+            kem: Vec::new(),
         };
         let host = HostFacts {
             underlay_mtu: 1500,
@@ -260,6 +261,8 @@ pub(crate) mod tests {
             spare: (5, key(number + 120)),
             candidates: vec![format!("192.0.2.{number}:7100").parse().unwrap()],
             lanes: 1,
+            kem: (1, KemPublic::from_bytes(&[number; 1184]).unwrap()),
+            post_quantum: false,
         }
     }
 

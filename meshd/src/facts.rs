@@ -12,8 +12,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use mesh_protocol::id::{MeshId, Name, NodeId, Position};
-use mesh_protocol::key::{TunnelKey, TunnelSecret};
+use mesh_protocol::key::{KemPublic, TunnelKey, TunnelSecret};
 use mesh_protocol::local::Lease;
+
+use crate::identity::kem::KemPair;
 
 /// Everything that `desired` looks at.
 #[derive(Debug, Clone)]
@@ -100,6 +102,10 @@ pub(crate) struct PeerFacts {
     pub(crate) candidates: Vec<SocketAddr>,
     /// Lanes it receives on.
     pub(crate) lanes: u8,
+    /// Its ML-KEM-768 key with its epoch.
+    pub(crate) kem: (u64, KemPublic),
+    /// No tunnel without a post-quantum preshared key: policy, its grant or ours says so.
+    pub(crate) post_quantum: bool,
 }
 
 /// Own WireGuard keys. The spare is not in use yet, so its secret is not here.
@@ -115,6 +121,8 @@ pub(crate) struct OwnKeys {
     pub(crate) spare_epoch: u64,
     /// Seconds since 1970 when `current` was promoted.
     pub(crate) promoted: u64,
+    /// ML-KEM-768 pairs with their epochs, newest first: current, previous.
+    pub(crate) kem: Vec<(u64, KemPair)>,
 }
 
 /// What was seen of the host.

@@ -7,7 +7,7 @@
 //! ```
 
 mod disk;
-mod kem;
+pub(crate) mod kem;
 mod record;
 mod ring;
 mod schedule;
@@ -224,7 +224,7 @@ impl Identity {
         }
     }
 
-    /// PROMOTE: the spare key becomes the current one, that one the previous one, and a new spare is made; on disk when
+    /// PROMOTE: the spare key becomes the current one, that one the previous one, and a new spare and ML-KEM pair are made; on disk when
     /// this returns, to be published after.
     ///
     /// # Errors
@@ -232,7 +232,8 @@ impl Identity {
     pub(crate) fn promote(&mut self, now: UnixSeconds, force: bool) -> Result<u64, RotateError> {
         self.ring.may_promote(now, force)?;
         let spare = random_secret().map_err(|error| RotateError::Storage(error.to_string()))?;
-        let next = self.ring.after_promotion(spare, now);
+        let kem = kem::generate().map_err(|error| RotateError::Storage(error.to_string()))?;
+        let next = self.ring.after_promotion(spare, kem, now);
         self.replace_ring(next).map_err(|error| RotateError::Storage(error.to_string()))?;
         Ok(self.ring.current().epoch)
     }

@@ -18,6 +18,7 @@ mod metrics;
 mod offloads;
 mod paths;
 mod pods;
+mod psk;
 mod ready;
 mod reconcile;
 mod shutdown;

@@ -20,9 +20,11 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
+use crate::api::is_post_quantum;
 use crate::app::Node;
 use crate::control::Rotations;
 use crate::exchange::Counters;
+use crate::psk;
 
 /// Binds the address.
 ///
@@ -69,6 +71,8 @@ struct Seen {
     snapshot: Snapshot,
     peers_known: u64,
     peers_up: u64,
+    peers_post_quantum: u64,
+    offers: psk::Counters,
     pods: u64,
     ready: bool,
     connected: bool,
@@ -100,6 +104,8 @@ impl Seen {
         Self {
             peers_known: facts.directory.peers.len() as u64,
             peers_up: up as u64,
+            peers_post_quantum: snapshot.peers.values().filter(|peer| is_post_quantum(Some(peer))).count() as u64,
+            offers: node.psk.counters(),
             pods: facts.pods.len() as u64,
             ready: node.ready.waiting_for().is_empty(),
             connected: report.transport.is_some(),
@@ -142,6 +148,11 @@ impl Collector for Seen {
             ("mesh_keys_current_age_seconds", "Time since the own key in use was promoted", self.key_age),
             ("mesh_peers_known", "Members with a record", self.peers_known),
             ("mesh_peers_up", "Peers with a live session", self.peers_up),
+            (
+                "mesh_peers_post_quantum",
+                "Peers that packets go to under a post-quantum preshared key",
+                self.peers_post_quantum,
+            ),
             ("mesh_pods_attached", "Leases of pods", self.pods),
             ("mesh_host_refused_steps", "Steps the kernel refuses at the moment", self.host_refusals),
         ];
@@ -165,6 +176,14 @@ impl Collector for Seen {
         counter(to, "mesh_exchange_dropped_datagrams", "Datagrams of other nodes that were not", dropped)?;
         counter(to, "mesh_exchange_accepted_objects", "Objects accepted from other nodes", objects)?;
         counter(to, "mesh_host_repairs", "Times something of ours was missing or changed on the host", self.repairs)?;
+        let psk::Counters { made, accepted, strange, repeated, refused, dropped, kem } = self.offers;
+        counter(to, "mesh_offers_made", "Key offers made", made)?;
+        counter(to, "mesh_offers_accepted", "Key offers of peers that brought preshared keys", accepted)?;
+        counter(to, "mesh_offers_repeated", "Key offers that came before", repeated)?;
+        counter(to, "mesh_offers_strange", "Datagrams that look like key offers and are no peer's", strange)?;
+        counter(to, "mesh_offers_refused", "Key offers of peers that cannot be used", refused)?;
+        counter(to, "mesh_offers_dropped", "Key offers and wishes of lanes that found the queue full", dropped)?;
+        counter(to, "mesh_offers_kem_operations", "ML-KEM-768 operations for key offers", kem)?;
         self.lanes(to)?;
         self.drops(to)
     }

@@ -270,6 +270,9 @@ pub struct Status {
     pub peers_known: u32,
     /// Peers with a live session.
     pub peers_up: u32,
+    /// Those of them that packets go to under a post-quantum preshared key.
+    #[serde(default)]
+    pub peers_post_quantum: u32,
     /// Seconds since start.
     pub uptime: u64,
     /// Packets dropped by the data plane, by reason; reasons without any are left out.
@@ -431,8 +434,11 @@ pub struct PeerStatus {
     pub received_bytes: u64,
     /// Bytes of inner packets sent.
     pub sent_bytes: u64,
-    /// Whether a post-quantum preshared key is mixed in.
+    /// Whether packets go to it under a post-quantum preshared key.
     pub post_quantum: bool,
+    /// Whether it has no tunnel without: as policy or one of the two grants says.
+    #[serde(default)]
+    pub post_quantum_required: bool,
     /// The highest `seq` of this node's record that the peer said, inside the tunnel, to have in force.
     #[serde(default)]
     pub acknowledged_seq: Option<u64>,

@@ -11,7 +11,7 @@ Examples:
   meshctl peers --json
 
 JSON: {\"peers\": [{\"node\", \"name\", \"cluster\", \"addresses\", \"pod_cidrs\", \"endpoint\", \"up\", \"last_handshake\", \
-\"received_bytes\", \"sent_bytes\", \"post_quantum\", \"tunnels\"}]}";
+\"received_bytes\", \"sent_bytes\", \"post_quantum\", \"post_quantum_required\", \"tunnels\"}]}";
 
 /// List the peers of this node
 #[derive(Debug, clap::Args)]
@@ -36,6 +36,7 @@ fn text(peers: &[PeerStatus]) -> String {
         "RECEIVED",
         "SENT",
         "KEYS",
+        "PQ",
         "ADDRESSES",
         "POD CIDRS",
     ]);
@@ -50,11 +51,21 @@ fn text(peers: &[PeerStatus]) -> String {
             output::bytes(peer.received_bytes),
             output::bytes(peer.sent_bytes),
             keys(peer),
+            post_quantum(peer).to_owned(),
             output::list(&peer.addresses),
             output::list(&peer.pod_cidrs),
         ]);
     }
     table.render()
+}
+
+/// Whether a recording of the traffic stays closed to a quantum computer.
+fn post_quantum(peer: &PeerStatus) -> &'static str {
+    match (peer.post_quantum, peer.post_quantum_required) {
+        (true, _) => "yes",
+        (false, true) => "required",
+        (false, false) => "off",
+    }
 }
 
 /// Epochs of the tunnel in use, ours and theirs, and how many more tunnels there are.

@@ -99,7 +99,10 @@ fn node_text(status: &Status) -> String {
     table.field("addresses", output::list(&status.addresses));
     table.field("pod CIDRs", output::list(&status.pod_cidrs));
     table.field("pods", status.pods);
-    table.field("peers", format!("{} of {} up", status.peers_up, status.peers_known));
+    table.field(
+        "peers",
+        format!("{} of {} up, {} post-quantum", status.peers_up, status.peers_known, status.peers_post_quantum),
+    );
     table.field("keyserver", control_text(status));
     table.field("checkpoint", checkpoint_text(status));
     table.field("keys", keys_text(status));

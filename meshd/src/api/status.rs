@@ -52,6 +52,9 @@ pub(super) async fn status(node: &Node) -> Status {
         },
         device: device::status(node, &facts, &snapshot),
         peers_known: count(directory.peers.len()),
+        peers_post_quantum: count(
+            directory.peers.iter().filter(|peer| is_post_quantum(snapshot.peers.get(&PeerId(peer.number)))).count(),
+        ),
         peers_up: count(snapshot.peers.values().filter(|peer| is_up(peer)).count()),
         uptime: now.saturating_duration_since(node.started).as_secs(),
         dropped: drops.map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
@@ -103,7 +106,8 @@ fn peer_status(peer: &PeerFacts, seen: Option<&PeerSnapshot>) -> PeerStatus {
         last_handshake: seen.and_then(|seen| seen.last_handshake).map(|age| age.as_secs()),
         received_bytes: seen.map_or(0, |seen| seen.traffic.rx_bytes),
         sent_bytes: seen.map_or(0, |seen| seen.traffic.tx_bytes),
-        post_quantum: false,
+        post_quantum: is_post_quantum(seen),
+        post_quantum_required: peer.post_quantum,
         acknowledged_seq: None,
         tunnels: tunnels
             .into_iter()
@@ -114,6 +118,11 @@ fn peer_status(peer: &PeerFacts, seen: Option<&PeerSnapshot>) -> PeerStatus {
             })
             .collect(),
     }
+}
+
+/// Whether packets to a peer go by a tunnel with a preshared key. In a mesh those come from key offers only.
+pub(crate) fn is_post_quantum(peer: Option<&PeerSnapshot>) -> bool {
+    peer.is_some_and(|peer| peer.tunnels.iter().any(|tunnel| tunnel.sending && tunnel.preshared))
 }
 
 /// Whether a session is live.

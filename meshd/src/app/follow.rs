@@ -32,6 +32,8 @@ pub(super) async fn table(node: Arc<Node>) -> anyhow::Result<()> {
             host: host.borrow_and_update().clone(),
         };
         let position = seen.directory.position;
+        // Ahead of the table, whose lanes may want keys at once.
+        node.psk.changed();
         if apply_table(&node, seen).await {
             node.control.applied(position);
         }

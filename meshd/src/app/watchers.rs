@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::bail;
 use mesh_dataplane::tun::linux::TunQueue;
 use mesh_dataplane::{Event, Events};
+use mesh_protocol::offer;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
@@ -53,7 +54,7 @@ pub(super) async fn activity(node: Arc<Node>) -> anyhow::Result<()> {
     }
 }
 
-/// Logs what happens on the lanes, on a thread that ends with the node.
+/// Logs what happens on the lanes and passes on what is for others, on a thread that ends with the node.
 ///
 /// # Errors
 /// The system refused a thread.
@@ -100,7 +101,9 @@ fn handle(node: &Node, event: Event) {
             warn!(lane, %error, "TUN queue lost");
             node.host.look();
         }
-        // Nothing but WireGuard is expected on these ports yet.
+        Event::KeyWanted { peer, local_epoch, remote_epoch, .. } => node.psk.wanted(peer, local_epoch, remote_epoch),
+        Event::Datagram { bytes, .. } if offer::is_offer(&bytes) => node.psk.offered(bytes),
+        // Nothing but WireGuard and offers is expected on these ports yet.
         _ => {}
     }
 }

@@ -93,7 +93,7 @@ fn peer_spec(peer: &PeerFacts, facts: &Facts) -> PeerSpec {
     PeerSpec {
         id: PeerId(peer.number),
         keys: keys.into_iter().flatten().map(key).collect(),
-        preshared: Preshared::None,
+        preshared: preshared(peer, facts),
         allowed_ips: addresses.chain(peer.pod_cidrs.iter().copied()).collect(),
         endpoints: endpoints.filter(|endpoint| may_be_endpoint(*endpoint, facts)).collect(),
         keepalive: None,
@@ -101,8 +101,18 @@ fn peer_spec(peer: &PeerFacts, facts: &Facts) -> PeerSpec {
     }
 }
 
+/// With a post-quantum peer each tunnel has a key of its own, or there is none. Of two tunnels that the ends began at once, the
+/// lower node's is preferred.
+fn preshared(peer: &PeerFacts, facts: &Facts) -> Preshared {
+    if peer.post_quantum {
+        Preshared::Agreed { own_first: facts.directory.own.node < peer.node }
+    } else {
+        Preshared::None
+    }
+}
+
 /// A record may name any number from 1 to 8; lanes are a power of two.
-fn lanes(recorded: u8) -> u8 {
+pub(crate) fn lanes(recorded: u8) -> u8 {
     1 << recorded.clamp(1, 8).ilog2()
 }
 
@@ -147,6 +157,19 @@ mod tests {
         assert_eq!(table.owner("fd00:1::1".parse().unwrap()), Some(Owner::Own));
         assert_eq!(table.owner("10.2.8.3".parse().unwrap()), None);
         assert_eq!(table.rotation_spread(), Duration::from_millis(50));
+    }
+
+    #[test]
+    fn a_post_quantum_peer_has_no_tunnel_without_a_key_of_its_own() {
+        let mut facts = facts();
+        let of = |facts: &Facts| table_spec(facts, 1420).peers[0].preshared.clone();
+        assert_eq!(of(&facts), Preshared::None);
+        Arc::make_mut(&mut facts.directory).peers[0].post_quantum = true;
+        let own_first = facts.directory.own.node < facts.directory.peers[0].node;
+        assert_eq!(of(&facts), Preshared::Agreed { own_first });
+        let directory = Arc::make_mut(&mut facts.directory);
+        std::mem::swap(&mut directory.own.node, &mut directory.peers[0].node);
+        assert_eq!(of(&facts), Preshared::Agreed { own_first: !own_first }, "the other end says the opposite");
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(super) const MEMBERSHIP: &str = "membership";
 
 const KEYS_LABEL: &str = "mesh keys 1";
 const MEMBERSHIP_LABEL: &str = "mesh membership 1";
-/// Three tunnel keys, a KEM pair and one record: below 12 KiB, with room for a later version's fields.
+/// Three tunnel keys, two KEM pairs and one record: below 16 KiB, with room for a later version's fields.
 const KEYS_LIMIT: u64 = 64 * 1024;
 /// A grant of the longest payload and a few addresses.
 const MEMBERSHIP_LIMIT: u64 = 128 * 1024;
@@ -68,6 +68,23 @@ impl KeyOnDisk {
 
 #[derive(Encode, Decode)]
 #[cbor(map)]
+struct KemOnDisk {
+    #[n(0)]
+    epoch: u64,
+    #[cbor(n(1), with = "minicbor::bytes")]
+    public: Vec<u8>,
+    #[cbor(n(2), with = "minicbor::bytes")]
+    secret: Vec<u8>,
+}
+
+impl Drop for KemOnDisk {
+    fn drop(&mut self) {
+        self.secret.zeroize();
+    }
+}
+
+#[derive(Encode, Decode)]
+#[cbor(map)]
 struct KeysOnDisk {
     #[n(0)]
     seq: u64,
@@ -87,6 +104,8 @@ struct KeysOnDisk {
     kem_secret: Vec<u8>,
     #[n(8)]
     record: Option<Envelope>,
+    #[n(9)]
+    previous_kem: Option<KemOnDisk>,
 }
 
 impl Drop for KeysOnDisk {
@@ -136,6 +155,11 @@ pub(super) fn encode_keys(ring: &KeyRing) -> Zeroizing<Vec<u8>> {
         kem_public: ring.kem.public.as_bytes().to_vec(),
         kem_secret: ring.kem.secret.to_vec(),
         record: ring.record.clone(),
+        previous_kem: ring.previous_kem.as_ref().map(|(epoch, kem)| KemOnDisk {
+            epoch: *epoch,
+            public: kem.public.as_bytes().to_vec(),
+            secret: kem.secret.to_vec(),
+        }),
     };
     // Room for all of it at once: a growing buffer would leave copies of secrets behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(KEYS_LIMIT as usize));
@@ -145,10 +169,11 @@ pub(super) fn encode_keys(ring: &KeyRing) -> Zeroizing<Vec<u8>> {
 
 pub(super) fn decode_keys(bytes: &[u8]) -> Result<KeyRing, String> {
     let file: KeysOnDisk = cbor::from_slice(bytes).map_err(|error| error.to_string())?;
-    if file.kem_secret.len() != KEM_SECRET_BYTES {
-        return Err(format!("ML-KEM-768 key of {} bytes", file.kem_secret.len()));
-    }
-    let public = KemPublic::from_bytes(&file.kem_public).map_err(|error| error.to_string())?;
+    let kem = decode_kem(&file.kem_public, &file.kem_secret)?;
+    let previous_kem = match &file.previous_kem {
+        Some(previous) => Some((previous.epoch, decode_kem(&previous.public, &previous.secret)?)),
+        None => None,
+    };
     Ok(KeyRing {
         seq: file.seq,
         current: file.current.key(),
@@ -156,7 +181,16 @@ pub(super) fn decode_keys(bytes: &[u8]) -> Result<KeyRing, String> {
         spare: file.spare.key(),
         promoted: file.promoted,
         kem_epoch: file.kem_epoch,
-        kem: KemPair { public, secret: Zeroizing::new(file.kem_secret.clone()) },
+        kem,
+        previous_kem,
         record: file.record.clone(),
     })
+}
+
+fn decode_kem(public: &[u8], secret: &[u8]) -> Result<KemPair, String> {
+    if secret.len() != KEM_SECRET_BYTES {
+        return Err(format!("ML-KEM-768 key of {} bytes", secret.len()));
+    }
+    let public = KemPublic::from_bytes(public).map_err(|error| error.to_string())?;
+    Ok(KemPair { public, secret: Zeroizing::new(secret.to_vec()) })
 }

@@ -7,6 +7,7 @@
 //! current  ──────────> previous │  ───────────────────────> wiped
 //! spare    ──────────> current <┘
 //! (new)    ──────────> spare
+//! ML-KEM pair: (new) ──> current ──> previous ────────────> wiped
 //! ```
 
 use std::time::Duration;
@@ -48,6 +49,8 @@ pub(crate) struct KeyRing {
     pub(super) promoted: UnixSeconds,
     pub(super) kem_epoch: u64,
     pub(super) kem: KemPair,
+    /// The pair before and its epoch: offers made before the news was heard are opened with it.
+    pub(super) previous_kem: Option<(u64, KemPair)>,
     pub(super) record: Option<Envelope>,
 }
 
@@ -62,6 +65,7 @@ impl KeyRing {
             promoted: now,
             kem_epoch: 1,
             kem,
+            previous_kem: None,
             record: None,
         }
     }
@@ -89,6 +93,7 @@ impl KeyRing {
             previous: self.previous.as_ref().map(|previous| (previous.epoch, previous.secret.clone())),
             spare_epoch: self.spare.epoch,
             promoted: self.promoted,
+            kem: std::iter::once((self.kem_epoch, self.kem.clone())).chain(self.previous_kem.clone()).collect(),
         }
     }
 
@@ -115,17 +120,23 @@ impl KeyRing {
     }
 
     /// PROMOTE.
-    pub(super) fn after_promotion(&self, fresh: TunnelSecret, now: UnixSeconds) -> Self {
+    pub(super) fn after_promotion(&self, fresh: TunnelSecret, kem: KemPair, now: UnixSeconds) -> Self {
         let mut next = self.clone();
         next.previous = Some(std::mem::replace(&mut next.current, self.spare.clone()));
         next.spare = EpochSecret { epoch: self.spare.epoch + 1, secret: fresh };
+        next.previous_kem = Some((self.kem_epoch, std::mem::replace(&mut next.kem, kem)));
+        next.kem_epoch = self.kem_epoch.saturating_add(1);
         next.promoted = now;
         next
     }
 
     /// RETIRE, when it is time.
     pub(super) fn retired(&self, now: UnixSeconds) -> Option<Self> {
-        (self.previous.is_some() && now >= self.retires()).then(|| Self { previous: None, ..self.clone() })
+        (self.previous.is_some() && now >= self.retires()).then(|| Self {
+            previous: None,
+            previous_kem: None,
+            ..self.clone()
+        })
     }
 
     /// When the previous key is wiped.
@@ -161,6 +172,7 @@ impl KeyRing {
             promoted: now,
             kem_epoch: record.kem.epoch.max(self.kem_epoch).saturating_add(1),
             kem,
+            previous_kem: None,
             ..self.clone()
         }
     }
