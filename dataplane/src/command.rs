@@ -1,6 +1,12 @@
 //! What control and the lanes say to each other: commands down, events and snapshots up.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
     drop_reason::DropCounters,
@@ -24,6 +30,9 @@ pub enum Command {
     Redirect(Vec<(PeerId, SocketAddr)>),
     /// Use these preshared keys for tunnels with a peer that has [`Preshared::Agreed`](crate::table::Preshared::Agreed).
     Agree(Arc<Agreement>),
+    /// Expect datagrams that are not WireGuard's with one of these marks in bytes 4 to 12. They become events by an allowance of
+    /// their own, so that a flood of others does not displace them.
+    Expect(Arc<HashSet<Mark>>),
     /// Send a datagram that is not WireGuard's from a lane's socket.
     SendDatagram {
         /// Number of the lane.
@@ -34,6 +43,9 @@ pub enum Command {
         bytes: Vec<u8>,
     },
 }
+
+/// Bytes 4 to 12 of a datagram for control, hard to guess: see [`Command::Expect`].
+pub type Mark = [u8; 8];
 
 /// Preshared keys that control and a peer agreed on, one for each pair of their lanes.
 #[derive(Debug, Clone)]

@@ -208,6 +208,10 @@ impl Engine {
                 let post = |lane| self.post(lane, Letter::Agree(Arc::clone(&agreement)));
                 (0..self.lanes.len()).filter(concerned).map(post).fold(Ok(()), Result::and)
             }
+            Command::Expect(marks) => {
+                let post = |lane| self.post(lane, Letter::Expect(Arc::clone(&marks)));
+                (0..self.lanes.len()).map(post).fold(Ok(()), Result::and)
+            }
             Command::SendDatagram { lane, to, bytes } => self.post(lane, Letter::Send(to, bytes)),
         }
     }

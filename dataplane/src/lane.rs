@@ -20,12 +20,17 @@ mod tables;
 mod timers;
 mod wheel;
 
-use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
     buffer::ROOM,
     clock::Instant,
-    command::{Event, LaneSnapshot, PeerSnapshot},
+    command::{Event, LaneSnapshot, Mark, PeerSnapshot},
     drop_reason::{DropCounters, DropReason},
     packet::{dscp::Dscp, flow::FlowHash},
     peer::{Peer, PeerSlot, handshake::Gate, index::Indices},
@@ -136,6 +141,9 @@ pub struct Lane {
     too_big: Allowance,
     /// Datagrams that may be passed to control now.
     control: Allowance,
+    /// The same of those that control expects.
+    expected: Allowance,
+    marks: Arc<HashSet<Mark>>,
 }
 
 impl std::fmt::Debug for Lane {
@@ -163,6 +171,8 @@ impl Lane {
             unreachable: Allowance::new(100, now),
             too_big: Allowance::new(100, now),
             control: Allowance::new(1_000, now),
+            expected: Allowance::new(1_000, now),
+            marks: Arc::default(),
             table: Arc::clone(&table),
             config,
         };
@@ -183,6 +193,11 @@ impl Lane {
     /// When to call [`handle_timeout`](Self::handle_timeout) next; `None`: not before something else happens.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.wheel.next()
+    }
+
+    /// Takes the marks of datagrams that control expects: see [`Command::Expect`](crate::Command::Expect).
+    pub fn expect(&mut self, marks: Arc<HashSet<Mark>>) {
+        self.marks = marks;
     }
 
     /// Puts a datagram of control's on its way. Too long ones are dropped and counted.

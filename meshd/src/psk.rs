@@ -142,6 +142,7 @@ impl Thread {
                 Some(input) => self.handle(input),
                 None => self.book.compute(BATCH),
             }
+            self.tell_hints();
             *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = self.book.counters;
         }
     }
@@ -155,6 +156,15 @@ impl Thread {
             self.book.update(&facts, keys);
         }
         self.book.set_day(now().micros);
+    }
+
+    /// Tells the lanes which offers to expect: theirs is a share that strangers cannot take.
+    fn tell_hints(&mut self) {
+        if let Some(hints) = self.book.take_hints()
+            && let Err(error) = self.ends.engine.command(Command::Expect(Arc::new(hints)))
+        {
+            debug!(%error, "a lane does not know whose offers to expect");
+        }
     }
 
     fn handle(&mut self, input: Input) {

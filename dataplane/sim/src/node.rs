@@ -132,6 +132,13 @@ impl Node {
         &mut self.lanes[0]
     }
 
+    /// Its lanes expect datagrams with this mark.
+    pub fn expect(&mut self, mark: [u8; 8]) {
+        for lane in &mut self.lanes {
+            lane.expect(Arc::new([mark].into()));
+        }
+    }
+
     /// The lane that an address leads to.
     pub(crate) fn lane_at(&self, address: SocketAddr) -> Option<usize> {
         (0..self.lanes.len()).find(|lane| self.addresses.contains(&with_port(address, address.port() - *lane as u16)))

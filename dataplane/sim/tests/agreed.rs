@@ -335,3 +335,29 @@ fn many_packets_one_way_only_keep_the_tunnel() {
     sim.assert_all_arrived(0, sent);
     assert!(sim.node(0).control.made + sim.node(1).control.made <= 3);
 }
+
+#[test]
+fn a_flood_of_strangers_datagrams_displaces_no_expected_one() {
+    let mut sim = pair(14);
+    sim.advance(millis(1_500));
+    let flood = |sim: &mut Sim| {
+        for n in 0..3_000u32 {
+            let junk = [&[OFFER ^ 1; 4][..], &n.to_be_bytes(), &[7; 40]].concat();
+            sim.inject(1, &junk, ([203, 0, 113, n as u8], 9).into());
+        }
+    };
+    // The offer's number is what stands where the mark is, in the first offer of the simulation: 0, 0, 0, 0, 0, 1, and on.
+    let mark = [0, 0, 0, 0, 0, 1, 0, 0];
+    flood(&mut sim);
+    sim.send(0, 1);
+    sim.advance(millis(200));
+    assert_eq!(sim.received(1), [], "without a mark it is one of them");
+    assert!(sim.drops(1, DropReason::EventQueueFull) > 1_500);
+    let mut sim = pair(14);
+    sim.advance(millis(1_500));
+    sim.node_mut(1).expect(mark);
+    flood(&mut sim);
+    sim.send(0, 1);
+    sim.advance(millis(200));
+    assert_eq!(sim.received(1), [0]);
+}

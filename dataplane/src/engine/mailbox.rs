@@ -1,7 +1,7 @@
 //! What control leaves for a lane: the newest table, and a bounded row of letters.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     fmt, io,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
@@ -12,7 +12,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::crossing::{Crossed, Crossing};
 use crate::{
-    command::{Agreement, LaneSnapshot, PeerSnapshot},
+    command::{Agreement, LaneSnapshot, Mark, PeerSnapshot},
     table::{PeerId, Table},
     tun::{Packets, Queue},
     udp::Socket,
@@ -27,6 +27,7 @@ pub(super) enum Letter {
     Send(SocketAddr, Vec<u8>),
     Redirect(Arc<[(PeerId, SocketAddr)]>),
     Agree(Arc<Agreement>),
+    Expect(Arc<HashSet<Mark>>),
     Queue(Box<dyn Queue>),
     Socket(Box<dyn Socket>),
     Snapshot(SyncSender<(LaneSnapshot, Vec<PeerSnapshot>)>),

@@ -173,6 +173,7 @@ impl Worker {
                 Letter::Initiate(peer) => self.lane.initiate(peer, now, &mut self.output),
                 Letter::Send(to, bytes) => self.lane.send_datagram(to, &bytes, &mut self.output),
                 Letter::Redirect(peers) => self.lane.redirect(&peers),
+                Letter::Expect(marks) => self.lane.expect(marks),
                 Letter::Agree(agreement) => self.lane.agree(&agreement, now, &mut self.output),
                 Letter::Socket(socket) => self.socket = socket,
                 Letter::Queue(queue) => {

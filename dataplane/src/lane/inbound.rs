@@ -49,7 +49,9 @@ impl Lane {
         if datagram.len() > MAX_CONTROL_DATAGRAM {
             return self.drop(DropReason::MalformedDatagram);
         }
-        if !self.control.take(now) {
+        let is_expected = datagram.get(4..).and_then(<[u8]>::first_chunk).is_some_and(|mark| self.marks.contains(mark));
+        let allowance = if is_expected { &mut self.expected } else { &mut self.control };
+        if !allowance.take(now) {
             return self.drop(DropReason::EventQueueFull);
         }
         self.report(Event::Datagram { lane: self.config.lane, from: from.remote, bytes: datagram.to_vec() });

@@ -3,7 +3,7 @@
 //! A stranger's datagram costs one look at its shape and one lookup of its hint. The MAC proves that one of the two ends
 //! made an offer, the number that it is new: only then the KEM is used.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -128,6 +128,8 @@ pub(super) struct Book {
     number: u64,
     allowances: BTreeMap<PeerId, Allowance>,
     pub(super) counters: Counters,
+    /// Hints are others than were last given out.
+    hints_changed: bool,
 }
 
 impl Book {
@@ -145,6 +147,7 @@ impl Book {
             number: 0,
             allowances: BTreeMap::new(),
             counters: Counters::default(),
+            hints_changed: false,
         }
     }
 
@@ -183,7 +186,9 @@ impl Book {
         self.allowances.retain(|peer, _| self.peers.contains_key(peer));
         let pairs = &self.pairs;
         self.todo.retain(|id| pairs.get(id).is_some_and(|pair| pair.keys.is_none()));
+        let before = self.hints.len();
         self.hints.retain(|_, id| pairs.get(id).is_some_and(|pair| pair.keys.is_some()));
+        self.hints_changed |= self.hints.len() != before;
     }
 
     /// Takes the date: hints change with it.
@@ -193,12 +198,19 @@ impl Book {
             return;
         }
         self.day = day;
+        self.hints_changed = true;
         self.hints.clear();
         for (id, pair) in &self.pairs {
             if let Some((_, from)) = &pair.keys {
                 self.hints.extend(hints(from, day).map(|hint| (hint, *id)));
             }
         }
+    }
+
+    /// All hints that offers may have, once all are known and if they are others than at the last call.
+    pub(super) fn take_hints(&mut self) -> Option<HashSet<[u8; HINT_BYTES]>> {
+        let changed = self.is_complete() && std::mem::take(&mut self.hints_changed);
+        changed.then(|| self.hints.keys().copied().collect())
     }
 
     /// True once all secrets are computed.
@@ -225,6 +237,7 @@ impl Book {
         let from = direction(self.mesh, self.own, pair, false);
         let keys = (OfferKeys::new(&shared, &to), OfferKeys::new(&shared, &from));
         self.hints.extend(hints(&keys.1, self.day).map(|hint| (hint, id)));
+        self.hints_changed = true;
         pair.keys = Some(keys);
     }
 

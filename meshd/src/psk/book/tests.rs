@@ -173,6 +173,18 @@ fn a_peer_that_offers_without_end_is_held_to_two_a_second() {
 }
 
 #[test]
+fn the_lanes_hear_of_all_hints_and_only_of_changes() {
+    let mut ends = ends([1, 1]);
+    let (_, offer) = made(&mut ends, at(0));
+    let hints = ends[1].book.take_hints().unwrap();
+    assert!(hints.contains(&offer[4..12]), "what a lane looks at is the hint");
+    assert_eq!(hints.len(), 12, "two keys of ours, two of the peer's, three days");
+    assert_eq!(ends[1].book.take_hints(), None);
+    ends[1].book.set_day(DAY + MICROS_PER_DAY);
+    assert!(ends[1].book.take_hints().is_some_and(|tomorrow| tomorrow.contains(&offer[4..12])));
+}
+
+#[test]
 fn lanes_that_ask_at_once_get_one_offer() {
     let mut ends = ends([4, 4]);
     made(&mut ends, at(0));
