@@ -45,6 +45,10 @@ pub(in crate::psk) fn ends(lanes: [u8; 2]) -> [End; 2] {
     all
 }
 
+fn public((epoch, secret): &(u64, TunnelSecret)) -> (u64, TunnelKey) {
+    (*epoch, secret.public())
+}
+
 /// End `n` hears what the other one is now.
 fn meet(ends: &mut [End; 2], n: usize) {
     let other = &ends[1 - n];
@@ -52,7 +56,6 @@ fn meet(ends: &mut [End; 2], n: usize) {
     peer.node = other.facts.own.node;
     peer.lanes = other.lanes;
     peer.post_quantum = true;
-    let public = |(epoch, secret): &(u64, TunnelSecret)| (*epoch, secret.public());
     peer.current = public(&other.keys.current);
     peer.previous = other.keys.previous.as_ref().map(public);
     peer.spare = (other.keys.spare_epoch, secret(2 - n as u8, other.keys.spare_epoch).public());
