@@ -186,7 +186,12 @@ async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Started> {
     let (mode, fewer_lanes) = (opened.mode, opened.fewer);
     let (engine, events) = start_engine(&config, &facts, opened.queues, offloads.trains)?;
     let engine = Arc::new(engine);
-    let ends = psk::Ends { facts: control.facts.clone(), keys: control.keys.clone(), engine: Arc::clone(&engine) };
+    let ends = psk::Ends {
+        facts: control.facts.clone(),
+        keys: control.keys.clone(),
+        engine: Arc::clone(&engine),
+        published_lanes: config.device.lanes,
+    };
     let psk = psk::start(ends).context("start the psk thread")?;
     for number in control.recently_active() {
         // A peer that is gone since is no error.

@@ -67,6 +67,8 @@ pub(crate) struct Ends {
     pub(crate) keys: watch::Receiver<Arc<OwnKeys>>,
     /// The lanes.
     pub(crate) engine: Arc<Engine>,
+    /// How many of them the own record names.
+    pub(crate) published_lanes: u8,
 }
 
 /// Starts the thread.
@@ -77,7 +79,8 @@ pub(crate) fn start(ends: Ends) -> std::io::Result<Psk> {
     let (queue, inbox) = sync_channel(WAITING);
     let counters = Arc::new(Mutex::new(Counters::default()));
     let lanes = u8::try_from(ends.engine.lanes()).unwrap_or(1);
-    let thread = Thread { ends, book: Book::new(lanes), counters: Arc::clone(&counters) };
+    let book = Book::new(lanes, ends.published_lanes);
+    let thread = Thread { ends, book, counters: Arc::clone(&counters) };
     let thread = std::thread::Builder::new().name("psk".into()).spawn(move || thread.run(&inbox))?;
     Ok(Psk { queue, counters, dropped: AtomicU64::new(0), thread })
 }

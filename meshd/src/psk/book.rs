@@ -114,7 +114,10 @@ struct Allowance {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Book {
+    /// Lanes that run: offers of ours are for them.
     own_lanes: u8,
+    /// Lanes as the own record says: offers of peers are for them. On a plain device fewer run.
+    published_lanes: u8,
     mesh: MeshId,
     own: NodeId,
     keys: Option<Arc<OwnKeys>>,
@@ -133,9 +136,10 @@ pub(super) struct Book {
 }
 
 impl Book {
-    pub(super) fn new(own_lanes: u8) -> Self {
+    pub(super) fn new(own_lanes: u8, published_lanes: u8) -> Self {
         Self {
             own_lanes,
+            published_lanes: lanes(published_lanes),
             mesh: MeshId([0; 32]),
             own: NodeId([0; 32]),
             keys: None,
@@ -314,10 +318,11 @@ impl Book {
         if (offer.responder_epoch, offer.initiator_epoch) != (id.local_epoch, id.remote_epoch) {
             return Err(Refusal::NoSuchTunnel);
         }
-        let known = self.peers.get(&id.peer).ok_or(Refusal::NoSuchTunnel)?;
         let keys = self.keys.as_ref().ok_or(Refusal::NoSuchTunnel)?;
         let kem = keys.kem.iter().find(|(epoch, _)| *epoch == offer.kem_epoch).ok_or(Refusal::OtherKem)?;
-        let lanes: Vec<(u8, u8)> = offer::lane_pairs(known.lanes, self.own_lanes).collect();
+        // As many as the peer's indices name, whatever its record says.
+        let theirs = offer.indices.iter().map(|index| index >> INDEX_BITS).max().unwrap_or(0) as u8 + 1;
+        let lanes: Vec<(u8, u8)> = offer::lane_pairs(theirs, self.published_lanes).collect();
         let named = |(index, (theirs, _)): (&u32, &(u8, u8))| *index >> INDEX_BITS == u32::from(*theirs);
         if lanes.len() != offer.indices.len() || !offer.indices.iter().zip(&lanes).all(named) {
             return Err(Refusal::OtherLanes);

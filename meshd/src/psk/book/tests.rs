@@ -37,7 +37,7 @@ pub(in crate::psk) fn ends(lanes: [u8; 2]) -> [End; 2] {
         };
         let mut facts = template.clone();
         facts.own.node = NodeId([end; 32]);
-        End { book: Book::new(lanes[n]), facts, keys, lanes: lanes[n] }
+        End { book: Book::new(lanes[n], lanes[n]), facts, keys, lanes: lanes[n] }
     });
     for n in 0..2 {
         meet(&mut all, n);
@@ -201,11 +201,27 @@ fn lanes_that_ask_at_once_get_one_offer() {
 #[test]
 fn offers_for_other_lanes_than_there_are_stop_before_the_kem() {
     let mut ends = ends([2, 2]);
-    ends[1].facts.peers[0].lanes = 4;
-    refresh(&mut ends[1]);
+    // The initiator believes in lanes that the responder never published.
+    ends[0].facts.peers[0].lanes = 4;
+    refresh(&mut ends[0]);
     let (_, offer) = made(&mut ends, at(0));
     assert_eq!(ends[1].book.open(&offer, at(1)).unwrap_err(), Refusal::OtherLanes);
     assert_eq!(ends[1].book.counters.kem, 0);
+}
+
+#[test]
+fn an_end_on_which_fewer_lanes_run_than_it_published_still_agrees() {
+    for short in [0, 1] {
+        let mut ends = ends([2, 2]);
+        let mut fewer = Book::new(1, 2);
+        std::mem::swap(&mut ends[short].book, &mut fewer);
+        refresh(&mut ends[short]);
+        let (own, offer) = made(&mut ends, at(0));
+        let theirs = ends[1].book.open(&offer, at(1)).unwrap();
+        let first = |agreement: &Agreement| agreement.pairs[0].clone();
+        assert_eq!((first(&own).lanes.local, first(&theirs).lanes.local), (0, 0));
+        assert_eq!(first(&own).psk, first(&theirs).psk, "lane 0 has its tunnel");
+    }
 }
 
 #[test]
