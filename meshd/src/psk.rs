@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A thread of its own, because a KEM operation takes as long as a hundred packets: no lane waits for it. The
-//! [`Book`](book::Book) is pure but for random numbers; what the two ends say is `protocol/offer`.
+//! [`Book`] is pure but for random numbers; what the two ends say is `protocol/offer`.
 
 mod book;
 #[cfg(test)]
