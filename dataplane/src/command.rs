@@ -227,6 +227,8 @@ pub struct LaneSnapshot {
     pub strayed_packets: u64,
     /// Packets handed to lane 0: the peer has no other, or theirs does not answer.
     pub crossed_packets: u64,
+    /// Times that packets of a size that had passed, or should, were found to vanish on a path.
+    pub black_holes: u64,
     /// Super-packets that its queue gives and takes.
     pub offloads: Offloads,
     /// Super-packets that the kernel refused although it had said that it takes them; their packets went one by one.
@@ -286,6 +288,8 @@ pub struct PeerSnapshot {
     pub tunnels: Vec<TunnelSnapshot>,
     /// Pairs of lanes on which handshakes stay unanswered: their flows use lane 0.
     pub blocked: Vec<LanePair>,
+    /// What the paths to it carry, one for each pair of lanes that was used.
+    pub paths: Vec<PathSnapshot>,
 }
 
 /// One of our lanes with one of a peer's.
@@ -309,6 +313,7 @@ impl PeerSnapshot {
         self.refused_packets += other.refused_packets;
         self.tunnels.extend(other.tunnels);
         self.blocked.extend(other.blocked);
+        self.paths.extend(other.paths);
     }
 }
 
@@ -333,4 +338,50 @@ pub struct TunnelSnapshot {
     pub established: Option<Duration>,
     /// Time since a packet, keepalives not counted, passed it either way.
     pub last_data: Option<Duration>,
+}
+
+/// What the path of one pair of lanes carries, at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathSnapshot {
+    /// Number of our lane.
+    pub lane: usize,
+    /// Number of the peer's lane.
+    pub remote_lane: usize,
+    /// Where datagrams go.
+    pub endpoint: SocketAddr,
+    /// Largest datagram, IP header included, that passes in one piece, as far as anything is larger that wants to pass.
+    pub path_mtu: u16,
+    /// Largest inner packet that senders are allowed, in bytes; 1280 at the least.
+    pub inner_mtu: u16,
+    /// How far it is known.
+    pub state: PathState,
+    /// Time since the last probe was sent.
+    pub last_probe: Option<Duration>,
+    /// Times that packets of a size that had passed, or should, were found to vanish.
+    pub black_holes: u64,
+}
+
+/// How far the MTU of a path is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathState {
+    /// No probe was answered so far: it is what control says.
+    Unanswered,
+    /// Sizes are being tried.
+    Searching,
+    /// The largest packet that control allows was seen to pass.
+    Confirmed,
+    /// Larger packets vanish on the way; they are cut to what was seen to pass.
+    BlackHole,
+}
+
+impl PathState {
+    /// Name for people and programs: lower case, stable.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PathState::Unanswered => "unanswered",
+            PathState::Searching => "searching",
+            PathState::Confirmed => "confirmed",
+            PathState::BlackHole => "black-hole",
+        }
+    }
 }

@@ -30,7 +30,7 @@ drop_reasons! {
     UnroutableDestination = "unroutable_destination",
     /// Outbound: the source is not ours.
     ForeignSource = "foreign_source",
-    /// Outbound: larger than the inner MTU and not to be fragmented.
+    /// Outbound: larger than the path carries and not to be fragmented.
     PacketTooBig = "packet_too_big",
     /// Outbound: a datagram of ours, whose way to its peer leads into the device.
     RoutingLoop = "routing_loop",

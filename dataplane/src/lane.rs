@@ -16,6 +16,7 @@ mod handshakes;
 mod inbound;
 mod outbound;
 mod pairs;
+mod probing;
 mod tables;
 mod timers;
 mod wheel;
@@ -50,7 +51,10 @@ const MAX_EVENTS: usize = 256;
 const MAX_WAITING_BYTES: usize = 8 << 20;
 /// What an output holds: several super-packets' worth, and still within the processor's caches.
 const ROOM_BYTES: usize = 384 << 10;
-const ROOM_ITEMS: usize = 320;
+const ROOM_ITEMS: usize = 392;
+/// Of these, what one call may fill: the fragments of the largest packet on the narrowest path, 133, or a few messages beside
+/// the one it is about.
+const MARGIN: usize = 136;
 /// Longest datagram passed to or taken from control.
 const MAX_CONTROL_DATAGRAM: usize = 1_500;
 
@@ -90,7 +94,7 @@ impl Default for Output {
 }
 
 impl Output {
-    /// Room for 320 datagrams, 320 packets, or 384 KiB of either.
+    /// Room for 392 datagrams, 392 packets, or 384 KiB of either.
     pub fn new() -> Self {
         Self {
             datagrams: Datagrams::new(ROOM_BYTES, ROOM_ITEMS),
@@ -101,9 +105,8 @@ impl Output {
 
     /// True if a call might find no room for what it makes, and drop it.
     pub fn is_nearly_full(&self) -> bool {
-        // One call may put out the fragments of the largest packet, 53, or a few messages beside the one it is about.
-        let is_short = self.datagrams.len() >= ROOM_ITEMS - 64 || self.datagrams.left() < 3 * ROOM;
-        let is_full = |packets: &Packets| packets.len() >= ROOM_ITEMS - 64 || packets.is_full();
+        let is_short = self.datagrams.len() >= ROOM_ITEMS - MARGIN || self.datagrams.left() < 3 * ROOM;
+        let is_full = |packets: &Packets| packets.len() >= ROOM_ITEMS - MARGIN || packets.is_full();
         is_short || is_full(&self.packets) || is_full(&self.crossing)
     }
 
@@ -133,8 +136,10 @@ pub struct Lane {
     stats: LaneSnapshot,
     /// Tunnels made so far: tells their age apart.
     generation: u64,
-    /// Where fragments are made.
+    /// Where fragments and pieces are made.
     piece: Vec<u8>,
+    /// Packets sent in pieces so far: tells them apart.
+    pieces: u32,
     /// "Unreachable" that may be said now.
     unreachable: Allowance,
     /// "Packet too big" that may be said now: apart, lest a scan of unknown addresses takes path MTU discovery from all.
@@ -168,6 +173,7 @@ impl Lane {
             stats: LaneSnapshot { lane: config.lane, queue_attached: true, ..Default::default() },
             generation: 0,
             piece: Vec::new(),
+            pieces: 0,
             unreachable: Allowance::new(100, now),
             too_big: Allowance::new(100, now),
             control: Allowance::new(1_000, now),

@@ -31,7 +31,9 @@ pub mod table;
 pub mod tun;
 pub mod udp;
 
-pub use command::{AgreedPair, Agreement, Command, Event, Origin, PeerSnapshot, Snapshot, TunnelSnapshot};
+pub use command::{
+    AgreedPair, Agreement, Command, Event, Origin, PathSnapshot, PeerSnapshot, Snapshot, TunnelSnapshot,
+};
 pub use drop_reason::{DropCounters, DropReason};
 pub use engine::{Engine, EngineConfig, EngineError, Events, LaneParts};
 pub use key::{PresharedKey, PublicKey, SecretKey};

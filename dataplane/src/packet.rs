@@ -11,5 +11,7 @@ pub mod icmp;
 pub(crate) mod model;
 pub mod mss;
 pub mod offload;
+pub mod own;
+pub mod pieces;
 pub mod segment;
 mod source_route;

@@ -5,6 +5,7 @@ pub(crate) mod curve;
 pub(crate) mod handshake;
 pub(crate) mod index;
 pub(crate) mod path;
+pub(crate) mod path_mtu;
 pub(crate) mod tunnel;
 
 use std::{collections::VecDeque, time::Duration};
@@ -13,10 +14,12 @@ use crate::{
     clock::Instant,
     command::{LanePair, PeerSnapshot, Traffic, TunnelSnapshot},
     key::PublicKey,
+    packet::pieces::Assembly,
     table::PeerId,
 };
 use agreed::AgreedKeys;
 use path::Path;
+use path_mtu::PathMtu;
 use tunnel::{Tunnel, TunnelKey};
 
 /// Packets and bytes that wait for a handshake with one peer; the newest are dropped beyond.
@@ -81,6 +84,8 @@ pub(crate) struct Peer {
     pub(crate) desired: Desired,
     pub(crate) tunnels: Vec<Tunnel>,
     pub(crate) path: Path,
+    pub(crate) path_mtu: PathMtu,
+    pub(crate) assembly: Assembly,
     pub(crate) traffic: Traffic,
     /// Datagrams, where `traffic` counts packets.
     pub(crate) wire: Traffic,
@@ -113,6 +118,8 @@ impl Peer {
             desired,
             tunnels: Vec::new(),
             path,
+            path_mtu: PathMtu::new(now),
+            assembly: Assembly::default(),
             traffic: Traffic::default(),
             wire: Traffic::default(),
             last_handshake: None,
@@ -246,6 +253,7 @@ impl Peer {
             wire: self.wire,
             refused_packets: self.refused_packets,
             tunnels: tunnels.collect(),
+            paths: self.path_mtu.snapshot(lane, self.remote_lane.into(), now).into_iter().collect(),
             blocked: match self.detour {
                 Detour::Blocked { .. } => vec![LanePair { local: lane, remote: self.remote_lane.into() }],
                 Detour::None | Detour::Plain => Vec::new(),

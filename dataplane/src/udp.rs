@@ -36,12 +36,15 @@ pub struct Outer {
     pub ends: Ends,
     /// Traffic class byte: six bits of DSCP, two of ECN.
     pub class: u8,
+    /// It is dropped where it is too large, instead of being cut to fragments: what arrives came in one piece. Always false for
+    /// what arrived.
+    pub dont_fragment: bool,
 }
 
 impl From<Ends> for Outer {
     /// That way, best effort.
     fn from(ends: Ends) -> Self {
-        Self { ends, class: 0 }
+        Self { ends, class: 0, dont_fragment: false }
     }
 }
 

@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 use mesh_protocol::{admin, local};
 
 use crate::command::{
-    Context, audit, cluster, completion, down, grant, keys, man, node, peers, ping, policy, routes, signer, status,
-    token,
+    Context, audit, cluster, completion, down, grant, keys, man, node, path, peers, ping, policy, routes, signer,
+    status, token,
 };
 
 const LONG_ABOUT: &str = "\
@@ -55,6 +55,7 @@ pub(crate) enum Verb {
     Status(status::Args),
     Peers(peers::Args),
     Routes(routes::Args),
+    Path(path::Args),
     Ping(ping::Args),
     #[command(subcommand)]
     Keys(keys::Verb),
@@ -84,6 +85,7 @@ impl Cli {
             Verb::Status(args) => status::run(&args, &context),
             Verb::Peers(args) => peers::run(&args, &context),
             Verb::Routes(args) => routes::run(&args, &context),
+            Verb::Path(args) => path::run(args, &context),
             Verb::Ping(args) => ping::run(args, &context),
             Verb::Keys(verb) => keys::run(verb, &context),
             Verb::Node(verb) => node::run(verb, &context),

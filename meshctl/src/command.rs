@@ -8,6 +8,7 @@ pub(crate) mod grant;
 pub(crate) mod keys;
 pub(crate) mod man;
 pub(crate) mod node;
+pub(crate) mod path;
 pub(crate) mod peers;
 pub(crate) mod ping;
 pub(crate) mod policy;

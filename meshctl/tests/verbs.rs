@@ -109,6 +109,24 @@ fn peers_and_routes_are_tables() {
 }
 
 #[test]
+fn paths_say_what_they_carry_and_whether_that_is_known() {
+    let mut report = json!({"reply": "path", "node": id("b"), "name": "n2", "underlay_mtu": 1500, "device_mtu": 1420,
+        "paths": [{"lane": 0, "remote_lane": 1, "endpoint": "192.0.2.2:7101", "path_mtu": 1278, "inner_mtu": 1280,
+            "state": "black-hole", "last_probe": 3, "black_holes": 2}]});
+    let desk = Desk::new().node(lines(std::slice::from_ref(&report)));
+    let text = desk.run("path n2").ok().out;
+    assert!(text.starts_with("n2: underlay MTU 1500, device MTU 1420\n"), "{text}");
+    assert!(text.contains("0     1       192.0.2.2:7101  1278      1280       black-hole  3s ago      2\n"), "{text}");
+    assert_eq!(desk.asked(), [json!({"request": "path", "target": "n2"})]);
+    assert_eq!(desk.run("path n2 --json").ok().json()["paths"][0]["state"], "black-hole");
+
+    report["paths"] = json!([]);
+    report["underlay_mtu"] = Value::Null;
+    let text = Desk::new().node(lines(&[report])).run("path n2").ok().out;
+    assert!(text.starts_with("n2: underlay MTU -,") && text.contains("meshctl ping"), "{text}");
+}
+
+#[test]
 fn ping_counts_answers_and_losses() {
     let replies = [
         json!({"reply": "echo", "number": 1, "address": "100.64.0.2", "micros": 1500}),

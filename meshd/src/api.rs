@@ -1,7 +1,7 @@
 //! The local API: what `mesh-cni` and `meshctl` ask of `meshd`, as JSON lines over a Unix socket.
 //!
 //! ```text
-//! listen ── connection ── verbs ─┬─ status, ping, rotation ── Node
+//! listen ── connection ── verbs ─┬─ status, path, ping, rotation ── Node
 //!                                └─ pods
 //! ```
 //!
@@ -10,9 +10,11 @@
 
 mod connection;
 mod listen;
+mod path;
 mod ping;
 mod rotation;
 mod status;
+mod target;
 mod verbs;
 
 pub(crate) use listen::Listener;

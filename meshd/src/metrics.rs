@@ -192,7 +192,7 @@ impl Collector for Seen {
 impl Seen {
     fn lanes(&self, to: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         type Value = fn(&mesh_dataplane::command::LaneSnapshot) -> u64;
-        let counters: [(&str, &str, Value); 11] = [
+        let counters: [(&str, &str, Value); 12] = [
             ("mesh_dataplane_received_packets", "Inner packets received", |lane| lane.traffic.rx_packets),
             ("mesh_dataplane_received_bytes", "Their bytes", |lane| lane.traffic.rx_bytes),
             ("mesh_dataplane_sent_packets", "Inner packets sent", |lane| lane.traffic.tx_packets),
@@ -204,6 +204,9 @@ impl Seen {
                 lane.strayed_packets
             }),
             ("mesh_dataplane_crossed_packets", "Packets handed to lane 0", |lane| lane.crossed_packets),
+            ("mesh_dataplane_black_holes", "Times that large packets were found to vanish on a path", |lane| {
+                lane.black_holes
+            }),
             ("mesh_dataplane_refused_super_packets", "Super-packets that the device refused", |lane| lane.refused_runs),
             ("mesh_dataplane_refused_trains", "Trains that the kernel refused", |lane| lane.socket.refused_trains),
         ];

@@ -2,12 +2,16 @@
 //!
 //! Root may send everything; members of the socket's group may send what [`LocalRequest::is_read_only`].
 
+mod path;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{KeyId, MeshId, Name, NodeId, Position};
+
+pub use path::{PathReport, PathStatus};
 
 /// Where `meshd` listens unless configured otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/mesh/meshd.sock";
@@ -61,6 +65,11 @@ pub enum LocalRequest {
     Peers,
     /// All mesh routes. Answer: [`LocalReply::Routes`].
     Routes,
+    /// What the paths to a node carry. Answer: [`LocalReply::Path`], or an error of [`LocalErrorCode::UnknownNode`].
+    Path {
+        /// Name, id (or the start of one), or an address in the mesh.
+        target: String,
+    },
     /// Alarms and evidence. Answer: [`LocalReply::Audit`].
     Audit,
     /// Echo requests to a node through the tunnel. Answers: [`LocalReply::Echo`] for each, then [`LocalReply::Done`].
@@ -112,7 +121,16 @@ impl LocalRequest {
     /// Whether a member of the socket's group may send it.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
-        matches!(self, Self::Status | Self::Peers | Self::Routes | Self::Audit | Self::Ping { .. } | Self::AttachStatus)
+        matches!(
+            self,
+            Self::Status
+                | Self::Peers
+                | Self::Routes
+                | Self::Path { .. }
+                | Self::Audit
+                | Self::Ping { .. }
+                | Self::AttachStatus
+        )
     }
 }
 
@@ -166,6 +184,8 @@ pub enum LocalReply {
         /// One each.
         routes: Vec<RouteStatus>,
     },
+    /// What the paths to a node carry.
+    Path(PathReport),
     /// What somebody has to look at.
     Audit {
         /// Alarms that stand.

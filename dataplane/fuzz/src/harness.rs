@@ -8,6 +8,7 @@ use mesh_dataplane::{
     clock::Instant,
     lane::{Lane, LaneConfig, Output},
     packet::{
+        checksum,
         coalesce::Coalescer,
         dscp::Dscp,
         flow::FlowHash,
@@ -16,6 +17,8 @@ use mesh_dataplane::{
         icmp::{self, Problem},
         mss,
         offload::{Cut, Offloads, Transport},
+        own::{self, Own},
+        pieces::Assembly,
         segment::Segments,
     },
     tun::Packets,
@@ -135,7 +138,16 @@ pub fn inbound(input: &[u8]) {
 
 /// Views of headers, and what is made from them.
 pub fn header(input: &[u8]) {
+    if let Some(own) = Own::parse(input) {
+        let mut again = input.to_vec();
+        own.write(u16::from_be_bytes([input[2], input[3]]), &mut again);
+        assert_eq!(Own::parse(&again), Some(own));
+        if let Some((packet, _)) = Assembly::default().take(own, input, 0) {
+            assert_eq!(packet.len() + own::LEN, input.len());
+        }
+    }
     let Some(header) = Header::parse(input) else { return };
+    checksum::holds(input, &header);
     assert!(header.len <= input.len() && header.payload <= header.len);
     FlowHash::new([3; 16]).hash(&header, input);
     let mut out = [0; icmp::MAX_LEN];

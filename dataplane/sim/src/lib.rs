@@ -291,8 +291,9 @@ impl Sim {
     fn drain(&mut self, number: usize) {
         for (lane, to, bytes) in self.nodes[number].take_datagrams() {
             // A source that it has no more is refused by the system; then it is sent from another.
-            let from = self.nodes[number].source(lane, to.local);
-            self.link.send(Sent { from, to: to.remote, bytes }, self.now);
+            let from = self.nodes[number].source(lane, to.ends.local);
+            let (to, dont_fragment) = (to.ends.remote, to.dont_fragment);
+            self.link.send(Sent { from, to, bytes, dont_fragment }, self.now);
         }
     }
 

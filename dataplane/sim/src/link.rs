@@ -13,6 +13,8 @@ pub struct Sent {
     pub to: SocketAddr,
     /// What it carries.
     pub bytes: Vec<u8>,
+    /// It must not be cut on its way.
+    pub dont_fragment: bool,
 }
 
 /// Decides about one datagram: true lets it pass.
@@ -26,6 +28,8 @@ pub struct Link {
     pub jitter: Duration,
     /// Share that is lost.
     pub loss_percent: u64,
+    /// Largest datagram that passes, IP header included. What is larger vanishes without a word.
+    pub mtu: usize,
     /// Everything ever sent, lost or not, while this is `Some`: a recording to replay.
     pub recording: Option<Vec<Sent>>,
     filter: Option<Filter>,
@@ -46,6 +50,7 @@ impl Link {
             delay: Duration::from_millis(1),
             jitter: Duration::ZERO,
             loss_percent: 0,
+            mtu: 1_500,
             recording: None,
             filter: None,
             under_way: BTreeMap::new(),
@@ -68,7 +73,9 @@ impl Link {
         if let Some(recording) = &mut self.recording {
             recording.push(sent.clone());
         }
-        let passes = self.filter.as_mut().is_none_or(|filter| filter(&sent));
+        let header = if sent.to.is_ipv4() { 20 } else { 40 };
+        let fits = sent.bytes.len() + 8 + header <= self.mtu;
+        let passes = fits && self.filter.as_mut().is_none_or(|filter| filter(&sent));
         let lost = self.random() % 100 < self.loss_percent;
         let jitter = self.random() % (self.jitter.as_nanos() as u64 + 1);
         if passes && !lost {

@@ -15,7 +15,7 @@ use mesh_dataplane::{
     lane::{Lane, LaneConfig, Output},
     packet::{dscp::Dscp, flow::FlowHash},
     table::{Lanes, LocalKey, PeerId, PeerSpec, Preshared, RemoteKey, Table, TableSpec},
-    udp::Ends,
+    udp::{Ends, Outer},
 };
 
 use crate::control::Control;
@@ -31,7 +31,7 @@ pub struct Node {
     lane_count: usize,
     output: Output,
     /// What waits to be sent, each with the lane that sends it.
-    datagrams: Vec<(usize, Ends, Vec<u8>)>,
+    datagrams: Vec<(usize, Outer, Vec<u8>)>,
     /// The outer address of its lane 0; more than one may lead to it. Lanes have one port after another.
     addresses: Vec<SocketAddr>,
     /// Epoch of its current key; the one before and the next are valid too.
@@ -252,7 +252,7 @@ impl Node {
         self.lanes.iter().filter_map(Lane::poll_timeout).chain(self.control.poll_timeout()).min()
     }
 
-    pub(crate) fn take_datagrams(&mut self) -> Vec<(usize, Ends, Vec<u8>)> {
+    pub(crate) fn take_datagrams(&mut self) -> Vec<(usize, Outer, Vec<u8>)> {
         std::mem::take(&mut self.datagrams)
     }
 
@@ -303,7 +303,7 @@ impl Node {
     fn collect(&mut self, lane: usize, now: Instant) {
         let mut crossing: Vec<Vec<u8>> = self.output.crossing.iter().map(|(_, packet)| packet.to_vec()).collect();
         self.output.crossing.clear();
-        self.datagrams.extend(self.output.datagrams.iter().map(|(to, bytes)| (lane, to.ends, bytes.to_vec())));
+        self.datagrams.extend(self.output.datagrams.iter().map(|(to, bytes)| (lane, to, bytes.to_vec())));
         self.output.datagrams.clear();
         for (_, packet) in self.output.packets.iter() {
             if let Some(&[a, b, c, d]) = packet.get(48..52) {

@@ -12,6 +12,7 @@ use super::{Lane, Output, outbound};
 use crate::{
     clock::Instant,
     drop_reason::DropReason,
+    packet::{header::TCP, mss},
     peer::{Detour, Peer, PeerSlot},
     table::{Owner, PeerId},
 };
@@ -64,14 +65,17 @@ impl Lane {
 
     /// Takes a packet that crossed over from another lane; see [`handle_packet`](Self::handle_packet).
     pub fn handle_crossed(&mut self, buffer: &mut [u8], len: usize, now: Instant, out: &mut Output) {
-        let Some((_, header)) = outbound::parse(buffer, len) else {
+        let Some((packet, header)) = outbound::parse(buffer, len) else {
             return self.drop(DropReason::MalformedPacket);
         };
         let Some(Owner::Peer(id)) = self.table.owner(header.destination) else {
             return self.drop(DropReason::NoRoute);
         };
-        let padded = outbound::pad(buffer, header.len, self.table.inner_mtu());
-        self.send(Way::Slot(PeerSlot::first(id)), &header, padded, now, out);
+        let way = Way::Slot(PeerSlot::first(id));
+        if header.protocol == TCP && !self.table.is_plain() {
+            mss::clamp(packet, &header, self.limits(way).fits);
+        }
+        self.send_fitting(way, (buffer, header), now, out);
     }
 
     /// Puts a packet among those that cross to lane 0.

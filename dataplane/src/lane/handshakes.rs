@@ -275,7 +275,9 @@ impl Lane {
             }
         }
         self.flush(peer, now, out);
-        self.schedule(peer, now + Duration::from_secs(1));
+        self.probe_path(peer, now, out);
+        let probes = peer.path_mtu.poll_timeout();
+        self.schedule(peer, probes.into_iter().chain([now + Duration::from_secs(1)]).min().unwrap_or(now));
     }
 }
 

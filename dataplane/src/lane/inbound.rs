@@ -11,6 +11,7 @@ use crate::{
         ecn,
         header::{Header, TCP, is_martian_source},
         mss,
+        own::{Kind, Own},
     },
     peer::tunnel::{COOKIE, DATA, INITIATION, Opened, RESPONSE},
     table::{Owner, PeerId, Table},
@@ -81,12 +82,29 @@ impl Lane {
         let news = !had_session || !peer.up || tunnel.is_newly_confirmed();
         let moved = peer.path.prove(from);
         peer.wire.count_rx(datagram.len());
-        let passed = match opened {
-            Opened::Packet(len) => check(&self.table, id, &mut room[..len], outer.class).map(|()| Some(len)),
+        let (mut probe, mut class) = (None, outer.class);
+        let arrived = match opened {
+            Opened::Packet(len) => match Own::parse(&room[..len]).filter(|_| !self.table.is_plain()) {
+                None => Ok(Some(len)),
+                Some(piece) if matches!(piece.kind, Kind::Piece { .. }) => {
+                    let whole = peer.assembly.take(piece, &room[..len], class);
+                    Ok(whole.map(|(packet, marked)| {
+                        class = marked;
+                        room[..packet.len()].copy_from_slice(&packet);
+                        packet.len()
+                    }))
+                }
+                other => {
+                    probe = other;
+                    Ok(None)
+                }
+            },
             Opened::Keepalive => Ok(None),
             Opened::Malformed => Err(DropReason::MalformedInner),
         };
-        match passed {
+        let segment = peer.path_mtu.limits(self.table.inner_mtu()).fits;
+        let check = |len: usize| check(&self.table, id, &mut room[..len], class, segment);
+        match arrived.and_then(|len| len.map(check).transpose()) {
             Ok(Some(len)) => {
                 peer.traffic.count_rx(len);
                 self.stats.traffic.count_rx(len);
@@ -101,8 +119,15 @@ impl Lane {
         if let Some(before) = moved {
             self.report(Event::EndpointMoved { lane: self.config.lane, peer: id, from: before, to: from.remote });
         }
-        if news && let Some(mut peer) = self.take_peer(at, now) {
-            self.session_confirmed(&mut peer, now, out);
+        if (news || probe.is_some())
+            && let Some(mut peer) = self.take_peer(at, now)
+        {
+            if news {
+                self.session_confirmed(&mut peer, now, out);
+            }
+            if let Some(probe) = probe {
+                self.handle_probe(&mut peer, probe, datagram.len(), now, out);
+            }
             self.put(peer);
         }
     }
@@ -116,9 +141,9 @@ pub(super) fn receiver_of(datagram: &[u8], at: usize) -> u32 {
     }
 }
 
-/// Decides whether an authentic packet of a peer may come in; carries congestion marks of the way into it and cuts TCP's
-/// segment size to our MTU.
-fn check(table: &Table, peer: PeerId, packet: &mut [u8], class: u8) -> Result<(), DropReason> {
+/// Decides whether an authentic packet of a peer may come in, and its length; carries congestion marks of the way into it and cuts TCP's
+/// segment size to what the path back carries, `segment`.
+fn check(table: &Table, peer: PeerId, packet: &mut [u8], class: u8, segment: u16) -> Result<usize, DropReason> {
     let header = Header::parse(packet).ok_or(DropReason::MalformedInner)?;
     if is_martian_source(header.source) && !table.is_plain() {
         return Err(DropReason::MartianSource);
@@ -135,9 +160,9 @@ fn check(table: &Table, peer: PeerId, packet: &mut [u8], class: u8) -> Result<()
         return Err(DropReason::CongestionUnmarkable);
     }
     if header.protocol == TCP && !table.is_plain() {
-        mss::clamp(packet, &header, table.inner_mtu());
+        mss::clamp(packet, &header, segment);
     }
-    Ok(())
+    Ok(header.len)
 }
 
 /// True for destinations that packets may have when they come out of a tunnel.

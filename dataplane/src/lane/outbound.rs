@@ -5,16 +5,21 @@ use crate::{
     clock::Instant,
     drop_reason::DropReason,
     packet::{
+        checksum,
         dscp::Dscp,
         ecn,
         fragment::Fragments,
         header::{Fragment, Header, TCP, UDP, is_unroutable_destination},
         icmp::{self, Problem},
         mss,
+        offload::{Cut, Transport},
+        own,
+        pieces::Pieces,
         segment::Segments,
     },
     peer::{
         Peer, PeerSlot,
+        path_mtu::Limits,
         tunnel::{DATA, Sealed},
     },
     table::Owner,
@@ -33,36 +38,86 @@ impl Lane {
         let Some((packet, header)) = parse(buffer, len) else {
             return self.drop(DropReason::MalformedPacket);
         };
-        let way = match self.route(packet, &header, header.len, now, out) {
+        let way = match self.route(packet, &header, now, out) {
             Ok(way) => way,
             Err(reason) => return self.drop(reason),
         };
         if header.protocol == TCP && !self.table.is_plain() {
-            mss::clamp(packet, &header, self.table.inner_mtu());
+            mss::clamp(packet, &header, self.limits(way).fits);
         }
-        let mtu = self.table.inner_mtu();
-        if header.len > usize::from(mtu) && !self.table.is_plain() {
-            return self.send_in_fragments(way, packet, &header, now, out);
+        self.send_fitting(way, (buffer, header), now, out);
+    }
+
+    /// Sends a packet in as many pieces as its way wants, or tells its sender what that carries.
+    pub(super) fn send_fitting(
+        &mut self,
+        way: Way,
+        (buffer, header): (&mut [u8], Header),
+        now: Instant,
+        out: &mut Output,
+    ) {
+        let limits = self.limits(way);
+        if header.len <= usize::from(limits.cut) || self.table.is_plain() {
+            let padded = pad(buffer, header.len, limits.cut);
+            return self.send(way, &header, padded, now, out);
         }
-        let padded = pad(buffer, header.len, mtu);
-        self.send(way, &header, padded, now, out);
+        if header.protocol == TCP && checksum::holds(buffer, &header) {
+            let cut = Cut { transport: Transport::Tcp, size: u16::MAX };
+            if let Some(mut segments) =
+                Segments::new(buffer, header.len, cut).filter(|s| s.headers() < limits.cut.into())
+            {
+                segments.limit(limits.cut);
+                while let Some((buffer, len)) = segments.next() {
+                    self.send(way, &Header { len, ..header }, pad(buffer, len, limits.cut), now, out);
+                }
+                return;
+            }
+        }
+        let packet = &buffer[..header.len];
+        if header.len <= usize::from(limits.mtu()) {
+            return self.send_in_pieces(way, packet, &header, limits.cut, now, out);
+        }
+        if !header.dont_fragment {
+            return self.send_in_fragments(way, packet, &header, limits.cut, now, out);
+        }
+        self.answer_sender(Problem::TooBig(limits.mtu()), packet, &header, now, out);
+        self.drop(DropReason::PacketTooBig);
+    }
+
+    /// Sends a packet of which nobody is told that it is too large for the path.
+    fn send_in_pieces(&mut self, way: Way, packet: &[u8], header: &Header, most: u16, now: Instant, out: &mut Output) {
+        self.pieces = self.pieces.wrapping_add(1);
+        let Some(mut pieces) = Pieces::new(packet, self.pieces, most) else {
+            // Too long for that: the path is in doubt, and may carry it.
+            return self.send(way, header, packet, now, out);
+        };
+        let mut piece = std::mem::take(&mut self.piece);
+        piece.resize(usize::from(most), 0);
+        while let Some(len) = pieces.write(&mut piece) {
+            own::set_class(&mut piece, ecn::traffic_class(packet));
+            let Some((_, header)) = parse(&mut piece, len) else { break };
+            let padded = pad(&mut piece, len, most);
+            self.send(way, &header, padded, now, out);
+        }
+        self.piece = piece;
+    }
+
+    /// What packets may be that take this way.
+    pub(super) fn limits(&self, way: Way) -> Limits {
+        let most = self.table.inner_mtu();
+        let peer = match way {
+            Way::Slot(at) => self.peers.get(self.pairs.position(at)).and_then(Option::as_deref),
+            // Lane 0 knows.
+            Way::Crossing => None,
+        };
+        peer.map_or(Limits::flat(most), |peer| peer.path_mtu.limits(most))
     }
 
     /// Takes packets of a super-packet as long as `out` has room; call again with the same until it
     /// [is done](Segments::is_done).
     pub fn handle_segments(&mut self, segments: &mut Segments<'_>, now: Instant, out: &mut Output) {
-        let mtu = self.table.inner_mtu();
-        if !segments.limit(mtu) {
-            // Each datagram for itself: cut to fragments, or answered.
-            while !out.is_nearly_full()
-                && let Some((buffer, len)) = segments.next()
-            {
-                self.handle_packet(buffer, len, now, out);
-            }
-            return;
-        }
         let header = *segments.header();
-        let way = match self.route(segments.start(), &header, segments.longest(), now, out) {
+        let way = match self.route(segments.start(), &header, now, out) {
             Ok(way) => way,
             Err(reason) => {
                 while segments.next().is_some() {
@@ -71,6 +126,16 @@ impl Lane {
                 return;
             }
         };
+        let mtu = self.limits(way).cut;
+        if !segments.limit(mtu) {
+            // Each datagram for itself: cut to fragments, or answered.
+            while !out.is_nearly_full()
+                && let Some((buffer, len)) = segments.next()
+            {
+                self.send_fitting(way, (buffer, Header { len, ..header }), now, out);
+            }
+            return;
+        }
         while !out.is_nearly_full()
             && let Some((buffer, len)) = segments.next()
         {
@@ -78,9 +143,16 @@ impl Lane {
         }
     }
 
-    /// Cuts a packet that is larger than the tunnel carries and sends the pieces, up to 53 at the least MTU.
-    fn send_in_fragments(&mut self, way: Way, packet: &[u8], header: &Header, now: Instant, out: &mut Output) {
-        let mtu = self.table.inner_mtu();
+    /// Cuts a packet that is larger than the path carries and sends the pieces: up to 133 on the narrowest.
+    fn send_in_fragments(
+        &mut self,
+        way: Way,
+        packet: &[u8],
+        header: &Header,
+        mtu: u16,
+        now: Instant,
+        out: &mut Output,
+    ) {
         let Some(mut fragments) = Fragments::new(packet, header, mtu) else {
             return self.drop(DropReason::MalformedPacket);
         };
@@ -95,16 +167,8 @@ impl Lane {
         self.piece = piece;
     }
 
-    /// Finds the way to the peer that a packet is for, or why it is for nobody; tells the sender if that helps. `longest` is
-    /// what the tunnel has to carry at once.
-    fn route(
-        &mut self,
-        packet: &[u8],
-        header: &Header,
-        longest: usize,
-        now: Instant,
-        out: &mut Output,
-    ) -> Result<Way, DropReason> {
+    /// Finds the way to the peer that a packet is for, or why it is for nobody; tells the sender if that helps.
+    fn route(&mut self, packet: &[u8], header: &Header, now: Instant, out: &mut Output) -> Result<Way, DropReason> {
         if is_unroutable_destination(header.destination) && !self.table.is_plain() {
             return Err(DropReason::UnroutableDestination);
         }
@@ -118,11 +182,6 @@ impl Lane {
             self.answer_sender(Problem::Unreachable, packet, header, now, out);
             return Err(DropReason::NoRoute);
         };
-        let mtu = self.table.inner_mtu();
-        if longest > usize::from(mtu) && header.dont_fragment && !self.table.is_plain() {
-            self.answer_sender(Problem::TooBig(mtu), packet, header, now, out);
-            return Err(DropReason::PacketTooBig);
-        }
         self.way(peer, |lane| lane.flow.hash(header, packet), now, out).ok_or(DropReason::NoRoute)
     }
 
@@ -257,7 +316,8 @@ fn seal(
         Sealed::Data(len) => {
             peer.wire.count_tx(len);
             let class = dscp.outer_class(ecn::traffic_class(padded));
-            out.datagrams.push_tight(len, Outer { ends: endpoint, class });
+            peer.path_mtu.note_packet(padded.len());
+            out.datagrams.push_tight(len, Outer { class, ..endpoint.into() });
         }
         Sealed::Initiation(len) => {
             peer.wire.count_tx(len);

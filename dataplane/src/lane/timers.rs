@@ -77,6 +77,7 @@ impl Lane {
             self.handle_failure(peer, now);
         }
         self.flush(peer, now, out);
+        self.probe_path(peer, now, out);
         self.open_planned(peer, now, out);
         self.keep_alive(peer, now, out);
         self.retire(peer, now);
@@ -191,5 +192,7 @@ fn next_timeout(peer: &Peer, keeps_up: bool, now: Instant) -> Option<Instant> {
     let pulse = (!peer.tunnels.is_empty()).then(|| now + PULSE);
     let attempts = peer.tunnels.iter().filter_map(|tunnel| tunnel.poll_timeout());
     let keepalive = peer.keepalive.filter(|_| keeps_up || !peer.tunnels.is_empty()).map(|pause| peer.last_sent + pause);
-    attempts.chain(pulse).chain(peer.open_at).chain(keepalive).chain(peer.agreed.poll_timeout()).min()
+    let probes = peer.path_mtu.poll_timeout().filter(|_| peer.sending(now).is_some());
+    let offers = peer.agreed.poll_timeout();
+    attempts.chain(pulse).chain(probes).chain(peer.open_at).chain(keepalive).chain(offers).min()
 }

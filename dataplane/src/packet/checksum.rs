@@ -1,5 +1,9 @@
 //! The Internet checksum (RFC 1071) and its incremental change (RFC 1624).
 
+use std::net::IpAddr;
+
+use super::header::{Fragment, Header};
+
 /// Adds 16-bit words, folded to 16 bits. An odd last byte counts as the high half of a word.
 ///
 /// The sum does not depend on the order of bytes within words (RFC 1071, section 2B): it is taken over larger words as
@@ -55,6 +59,21 @@ pub fn complete(packet: &mut [u8], start: usize, offset: usize) -> bool {
     let checksum = if checksum == 0 { 0xffff } else { checksum };
     field.copy_from_slice(&checksum.to_be_bytes());
     true
+}
+
+/// True if the checksums of a whole TCP packet hold: nothing that is computed anew hides what broke it on its way.
+pub fn holds(packet: &[u8], header: &Header) -> bool {
+    let Some((ip, transport)) = packet.get(..header.len).and_then(|packet| packet.split_at_checked(header.payload))
+    else {
+        return false;
+    };
+    let (addresses, ip_holds) = match (header.source, ip.len()) {
+        (IpAddr::V4(_), 20..) => (&ip[12..20], fold(sum(ip)) == 0xffff),
+        (IpAddr::V6(_), 40..) => (&ip[8..40], true),
+        _ => return false,
+    };
+    let pseudo = sum(addresses) + transport.len() as u64 + u64::from(header.protocol);
+    ip_holds && header.fragment == Fragment::Whole && fold(pseudo + sum(transport)) == 0xffff
 }
 
 /// Sum of an IPv4 pseudo-header (RFC 9293, section 3.1).

@@ -77,6 +77,11 @@ impl<'a> Segments<'a> {
         &self.header
     }
 
+    /// Bytes of IP and transport header in front of each payload.
+    pub fn headers(&self) -> usize {
+        self.headers
+    }
+
     /// The headers as they came.
     pub fn start(&self) -> &[u8] {
         &self.template[..self.headers]

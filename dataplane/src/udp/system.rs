@@ -29,6 +29,8 @@ const BATCH: usize = 16;
 /// `IP_PMTUDISC_OMIT` and its twin: do not set "do not fragment", fragment what the link cannot carry, and believe no
 /// ICMP about the path, which anybody can forge.
 const PMTUDISC_OMIT: libc::c_int = 5;
+/// `IP_PMTUDISC_PROBE` and its twin: set "do not fragment", refuse what the link cannot carry, believe no ICMP either.
+const PMTUDISC_PROBE: libc::c_int = 3;
 
 /// How a socket is to be.
 #[derive(Debug, Clone)]
@@ -66,6 +68,8 @@ pub struct SystemSocket {
     asked_buffer: usize,
     receive_buffer: usize,
     send_buffer: usize,
+    /// What the socket is set to.
+    dont_fragment: bool,
 }
 
 impl SystemSocket {
@@ -140,8 +144,23 @@ impl SystemSocket {
         socket.bind(&address.into())?;
         let (receive_buffer, send_buffer) = (socket.recv_buffer_size()?, socket.send_buffer_size()?);
         let trains = Trains { receive, ..config.trains };
-        let refusals = Refusals::default();
-        Ok(Self { socket, v6, refusals, trains, asked_buffer: config.buffer_bytes, receive_buffer, send_buffer })
+        let (refusals, dont_fragment, asked_buffer) = (Refusals::default(), false, config.buffer_bytes);
+        Ok(Self { socket, v6, refusals, trains, asked_buffer, receive_buffer, send_buffer, dont_fragment })
+    }
+
+    /// Makes what is sent from now on be fragmented where it is too large, or not. The latter is rare: the option stays until the
+    /// other is wanted.
+    fn set_dont_fragment(&mut self, wanted: bool) -> io::Result<()> {
+        if wanted == self.dont_fragment {
+            return Ok(());
+        }
+        let discover = if wanted { PMTUDISC_PROBE } else { PMTUDISC_OMIT };
+        set_option(&self.socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discover)?;
+        if self.v6 {
+            set_option(&self.socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, discover)?;
+        }
+        self.dont_fragment = wanted;
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
 
 use super::connection::{Replies, error};
+use super::target;
 use crate::app::Node;
 use crate::facts::DirectoryFacts;
 
@@ -55,18 +56,7 @@ fn resolve(directory: &DirectoryFacts, target: &str, v6: bool) -> Result<IpAddr,
         let inside = directory.pools.iter().any(|pool| pool.prefix.contains(&ip));
         return if inside { Ok(ip) } else { Err(format!("{ip} is in no prefix of the mesh: see meshctl routes")) };
     }
-    let own = &directory.own;
-    let own = (own.node, own.name.as_str(), own.addresses.as_slice());
-    let peers = directory.peers.iter().map(|peer| (peer.node, peer.name.as_str(), peer.addresses.as_slice()));
-    let all: Vec<_> = std::iter::once(own).chain(peers).collect();
-    let by_name = all.iter().find(|(_, name, _)| *name == target);
-    let by_id: Vec<_> = all.iter().filter(|(id, ..)| target.len() >= 4 && id.to_string().starts_with(target)).collect();
-    let (_, name, addresses) = match (by_name, by_id.as_slice()) {
-        (Some(found), _) => found,
-        (None, [found]) => found,
-        (None, []) => return Err(format!("no node {target}: see meshctl peers")),
-        (None, several) => return Err(format!("{target} is the start of {} ids: give more of it", several.len())),
-    };
+    let target::Target { name, addresses, .. } = target::node(directory, target)?;
     let family = if v6 { "IPv6" } else { "IPv4" };
     let found = addresses.iter().find(|ip| ip.is_ipv6() == v6);
     found.copied().ok_or_else(|| format!("{name} has no {family} address in the mesh"))

@@ -95,6 +95,7 @@ mod tests {
             refused_packets: 0,
             tunnels: tunnels.iter().map(tunnel).collect(),
             blocked: Vec::new(),
+            paths: Vec::new(),
         };
         (PeerId(number), snapshot)
     }

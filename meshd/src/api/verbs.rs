@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tracing::info;
 
 use super::connection::{Answers, Replies, error};
-use super::{ping, rotation, status};
+use super::{path, ping, rotation, status};
 use crate::app::Node;
 use crate::shutdown::Reason;
 
@@ -27,6 +27,7 @@ pub(super) fn name(request: &LocalRequest) -> &'static str {
         LocalRequest::Status => "status",
         LocalRequest::Peers => "peers",
         LocalRequest::Routes => "routes",
+        LocalRequest::Path { .. } => "path",
         LocalRequest::Audit => "audit",
         LocalRequest::Ping { .. } => "ping",
         LocalRequest::Rotate { .. } => "rotate",
@@ -60,6 +61,7 @@ async fn answer(request: LocalRequest, node: &Node) -> LocalReply {
         LocalRequest::Status => LocalReply::Status(Box::new(status::status(node).await)),
         LocalRequest::Peers => LocalReply::Peers { peers: status::peers(node).await },
         LocalRequest::Routes => LocalReply::Routes { routes: status::routes(node) },
+        LocalRequest::Path { target } => reply(path::report(node, &target).await, LocalReply::Path),
         LocalRequest::Audit => reply(status::audit(node), |reply| reply),
         LocalRequest::Attach { attachment, pod } => reply(attach(node, attachment, pod).await, LocalReply::Lease),
         LocalRequest::Detach { attachment } => reply(detach(node, attachment).await, |()| LocalReply::Done),

@@ -120,7 +120,7 @@ fn usable(address: IpAddr) -> Option<IpAddr> {
 
 /// The outer header of what arrived from `remote`.
 pub(super) fn outer(remote: std::net::SocketAddr, said: &Said) -> Outer {
-    Outer { ends: Ends { remote, local: said.local }, class: said.class }
+    Outer { class: said.class, ..Ends { remote, local: said.local }.into() }
 }
 
 #[cfg(test)]
@@ -137,7 +137,7 @@ mod tests {
             for (class, train) in [(0, None), (3, None), (0x2e << 2, Some(1_452)), (0, Some(80))] {
                 let local: IpAddr = text.parse().unwrap();
                 let remote = std::net::SocketAddr::new(local, 9);
-                let outer = Outer { ends: Ends { remote, local: Some(local) }, class };
+                let outer = Outer { class, ..Ends { remote, local: Some(local) }.into() };
                 let mut control = EMPTY_CONTROL;
                 let len = control.encode(&outer, v6, train);
                 assert!(len > 0 && len <= CONTROL_LEN);
@@ -147,10 +147,8 @@ mod tests {
             }
         }
         let mut control = EMPTY_CONTROL;
-        let from = |local: &str| Outer {
-            ends: Ends { remote: ([127, 0, 0, 1], 9).into(), local: Some(local.parse().unwrap()) },
-            class: 0,
-        };
+        let from =
+            |local: &str| Outer::from(Ends { remote: ([127, 0, 0, 1], 9).into(), local: Some(local.parse().unwrap()) });
         assert_eq!(control.encode(&from("::1"), false, None), 0);
         assert_eq!(EMPTY_CONTROL.decode(CONTROL_LEN), Said::default());
         for none in ["0.0.0.0", "255.255.255.255", "224.0.0.1"] {

@@ -18,7 +18,7 @@ use super::{
     control::EMPTY_CONTROL,
     name::{EMPTY_NAME, encode_address},
 };
-use crate::udp::{Datagrams, Ends};
+use crate::udp::{Datagrams, Ends, Outer};
 
 /// Datagrams in a train: all kernels that know trains take so many.
 const MAX_TRAIN: usize = 64;
@@ -155,7 +155,7 @@ pub(super) fn send(socket: &mut SystemSocket, datagrams: &Datagrams) -> usize {
             Some(libc::EAGAIN | libc::ENOBUFS) => break,
             _ => {}
         }
-        let train = datagrams.train(at, longest_train(socket, to), MAX_TRAIN_BYTES);
+        let train = datagrams.train(at, longest_train(socket, &outer), MAX_TRAIN_BYTES);
         if train > 1 && is_bad_train(&error) {
             socket.refusals.refuse_trains(to, &error);
             trial = Some(Trial::Train(at));
@@ -179,9 +179,10 @@ pub(super) fn send(socket: &mut SystemSocket, datagrams: &Datagrams) -> usize {
     taken
 }
 
-/// Datagrams that may go there in one train.
-fn longest_train(socket: &SystemSocket, to: IpAddr) -> usize {
-    if socket.trains.send && !socket.refusals.has_refused(to) { MAX_TRAIN } else { 1 }
+/// Datagrams that may go there in one train. Those that may be too large for the way go one by one.
+fn longest_train(socket: &SystemSocket, outer: &Outer) -> usize {
+    let may = socket.trains.send && !outer.dont_fragment && !socket.refusals.has_refused(outer.ends.remote.ip());
+    if may { MAX_TRAIN } else { 1 }
 }
 
 /// Waits until the send buffer has room; false if that takes too long.
@@ -202,10 +203,12 @@ fn send_some<const N: usize>(socket: &mut SystemSocket, datagrams: &Datagrams, f
     let mut controls = [EMPTY_CONTROL; N];
     let mut trains = [0; N];
     let (mut count, mut at) = (0, first);
+    let dont_fragment = datagrams.get(first).is_some_and(|(outer, _)| outer.dont_fragment);
+    socket.set_dont_fragment(dont_fragment)?;
     while count < N
-        && let Some((mut outer, head)) = datagrams.get(at)
+        && let Some((mut outer, head)) = datagrams.get(at).filter(|(outer, _)| outer.dont_fragment == dont_fragment)
     {
-        let longest = longest_train(socket, outer.ends.remote.ip());
+        let longest = longest_train(socket, &outer);
         let train = datagrams.train(at, longest, MAX_TRAIN_BYTES);
         let bytes = datagrams.span(at, train);
         outer.ends = socket.refusals.allowed(outer.ends);

@@ -55,7 +55,7 @@ fn what_has_no_class_of_its_own_gets_the_sockets() {
         let mut datagrams = Datagrams::new(1_000, 4);
         for class in [0, 41] {
             datagrams.room().unwrap()[..2].fill(class);
-            datagrams.push_tight(2, Outer { ends, class });
+            datagrams.push_tight(2, Outer { class, ..ends.into() });
         }
         assert_eq!(from.send(&datagrams), 2, "{text}");
         let mut classes = Vec::new();
