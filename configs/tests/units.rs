@@ -95,6 +95,8 @@ fn meshd_may_do_what_it_has_to() {
     assert_eq!(value(meshd, "StateDirectoryMode"), Some("0700"));
     assert!(words(meshd, "CapabilityBoundingSet").contains(&"CAP_NET_ADMIN"));
     assert!(words(meshd, "CapabilityBoundingSet").contains(&"CAP_NET_RAW"));
+    assert!(words(meshd, "CapabilityBoundingSet").contains(&"CAP_BPF"), "several lanes need the steering program");
+    assert!(words(meshd, "SystemCallFilter").contains(&"bpf"), "and the call that loads it");
     assert_eq!(value(meshd, "DeviceAllow"), Some("/dev/net/tun rw"));
     assert_eq!(value(meshd, "PrivateDevices"), None, "would hide /dev/net/tun");
     assert_eq!(value(meshd, "ProtectKernelTunables"), None, "would make /proc/sys/net read-only");

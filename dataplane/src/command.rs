@@ -22,7 +22,7 @@ use crate::{
 pub enum Command {
     /// Use this table from now on. Only the newest counts; it never waits behind other commands.
     SetTable(Arc<Table>),
-    /// Begin a handshake with this peer now, as after a restart. Nothing happens for a peer without
+    /// Begin a handshake with this peer on every lane now, as after a restart. Nothing happens for a peer without
     /// endpoint or while a handshake is going on.
     Initiate(PeerId),
     /// Send what is for these peers there from now on, as if their traffic came from there. A table does not do that: it

@@ -10,6 +10,8 @@
 
 mod crossing;
 mod mailbox;
+mod placement;
+mod spin;
 mod worker;
 
 use std::{
@@ -49,12 +51,23 @@ pub struct EngineConfig {
     pub handshakes_per_second: u32,
     /// Class of service of outer headers.
     pub dscp: Dscp,
+    /// Each lane stays on a core of its own, as far as there are enough that the caller may use.
+    pub pin: bool,
+    /// A lane that was just busy looks for more for up to so long before it sleeps; zero never. It costs processor time and
+    /// saves that of a wake-up.
+    pub busy_poll: Duration,
 }
 
 impl Default for EngineConfig {
-    /// A zero flow key; 500 handshakes a second, a tenth of a core; best effort.
+    /// A zero flow key; 500 handshakes a second, a tenth of a core; best effort; lanes on any core, which sleep at once.
     fn default() -> Self {
-        Self { flow_key: [0; 16], handshakes_per_second: 500, dscp: Dscp::default() }
+        Self {
+            flow_key: [0; 16],
+            handshakes_per_second: 500,
+            dscp: Dscp::default(),
+            pin: false,
+            busy_poll: Duration::ZERO,
+        }
     }
 }
 
@@ -165,7 +178,14 @@ impl Engine {
                 let mailbox = Arc::new(Mailbox::new()?);
                 let first = engine.lanes.first().map(|first| Arc::clone(&first.mailbox));
                 let worker = Worker::new(lane, parts, Mailboxes { own: Arc::clone(&mailbox), first }, sender.clone());
-                let thread = thread::Builder::new().name(format!("lane-{number}")).spawn(move || worker.run())?;
+                let worker = worker.with_busy_poll(config.busy_poll);
+                let run = move || {
+                    if config.pin {
+                        placement::pin(number);
+                    }
+                    worker.run();
+                };
+                let thread = thread::Builder::new().name(format!("lane-{number}")).spawn(run)?;
                 Ok(Running { mailbox, thread: Some(thread) })
             };
             let running = start().map_err(|source| EngineError::Start { lane: number, source })?;
@@ -197,7 +217,10 @@ impl Engine {
                 self.set_table(table);
                 Ok(())
             }
-            Command::Initiate(peer) => self.post(0, Letter::Initiate(peer)),
+            // Flows of the other lanes would have no session until the peer gives the old one up.
+            Command::Initiate(peer) => {
+                (0..self.lanes.len()).try_for_each(|lane| self.post(lane, Letter::Initiate(peer)))
+            }
             Command::Redirect(peers) => {
                 let peers: Arc<[(PeerId, SocketAddr)]> = peers.into();
                 (0..self.lanes.len()).try_for_each(|lane| self.post(lane, Letter::Redirect(Arc::clone(&peers))))

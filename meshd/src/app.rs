@@ -21,6 +21,7 @@ use mesh_dataplane::tun::{DeviceOptions, Mode as DeviceMode, TunQueue};
 use mesh_dataplane::udp::Trains;
 use mesh_dataplane::udp::system::{SystemConfig, SystemSocket};
 use mesh_dataplane::{Engine, EngineConfig, Events, LaneParts, PeerId, Snapshot, Table};
+use mesh_protocol::id::MeshId;
 use mesh_protocol::local::Lease;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -158,7 +159,7 @@ struct Started {
     api: JoinSet<()>,
 }
 
-async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Started> {
+async fn start(mut config: Config, shutdown: Shutdown) -> anyhow::Result<Started> {
     let started = Instant::now();
     let ready = Ready::new();
     let loading = ready.guard("records loaded");
@@ -168,7 +169,15 @@ async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Started> {
     let mut host = open_host(&state, &config)?;
     let seen = host.facts()?;
     let alarms = Alarms::default();
-    let control = start_control(&state, &config, seen.clone(), &alarms)?;
+    let mut identity = Identity::open(&state, config.lanes())?;
+    let offloads = offloads::choose(&config);
+    let opened = host.open_device(&config.device.name, device_plan(&config, &identity, &offloads))?;
+    let (mode, fewer_lanes) = (opened.mode, opened.fewer);
+    // As many as there are: what peers are told, and whose ports are open.
+    let lanes = u8::try_from(opened.queues.len()).context("count the device's queues")?;
+    identity.set_lanes(lanes);
+    config.device.lanes = Some(lanes);
+    let control = start_control(&state, &config, identity, seen.clone(), &alarms)?;
     drop(loading);
 
     let mut facts = Facts {
@@ -181,16 +190,13 @@ async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Started> {
     let pods = Pods::start(state.clone(), &config, cidrs, seen.pod_links.clone(), mtu)?;
     facts.pods = pods.leases.borrow().clone();
 
-    let offloads = offloads::choose(&config);
-    let opened = host.open_device(&config.device.name, device_plan(&config, &facts, &offloads))?;
-    let (mode, fewer_lanes) = (opened.mode, opened.fewer);
     let (engine, events) = start_engine(&config, &facts, opened.queues, offloads.trains)?;
     let engine = Arc::new(engine);
     let ends = psk::Ends {
         facts: control.facts.clone(),
         keys: control.keys.clone(),
         engine: Arc::clone(&engine),
-        published_lanes: config.device.lanes,
+        published_lanes: lanes,
     };
     let psk = psk::start(ends).context("start the psk thread")?;
     for number in control.recently_active() {
@@ -247,8 +253,13 @@ fn open_host(state: &StateDir, config: &Config) -> anyhow::Result<Host> {
     Ok(host)
 }
 
-fn start_control(state: &StateDir, config: &Config, seen: HostFacts, alarms: &Alarms) -> anyhow::Result<ControlHandle> {
-    let identity = Identity::open(state, config.device.lanes)?;
+fn start_control(
+    state: &StateDir,
+    config: &Config,
+    identity: Identity,
+    seen: HostFacts,
+    alarms: &Alarms,
+) -> anyhow::Result<ControlHandle> {
     let directory = Directory::open(state, &identity)?;
     let datagrams = Datagrams::bind(identity.grant().mesh_v4);
     let failed =
@@ -263,24 +274,24 @@ pub(crate) fn control_setup(config: &Config) -> ControlSetup {
         config: config.control.clone(),
         mark: config.host.mark,
         port: config.device.port,
-        lanes: config.device.lanes,
+        lanes: config.lanes(),
         keys: config.keys.clone(),
     }
 }
 
-fn device_plan(config: &Config, facts: &Facts, offloads: &offloads::Choice) -> DevicePlan {
+fn device_plan(config: &Config, identity: &Identity, offloads: &offloads::Choice) -> DevicePlan {
     let options = DeviceOptions {
-        queues: usize::from(config.device.lanes),
+        queues: usize::from(config.lanes()),
         wanted: config.device.mode.into(),
         offloads: offloads.offloads,
     };
-    DevicePlan { options, flow_key: flow_key(facts) }
+    DevicePlan { options, flow_key: flow_key(identity.mesh()) }
 }
 
 /// The same on all nodes of the mesh, so that both ends of a flow choose one lane.
-fn flow_key(facts: &Facts) -> [u8; 16] {
+fn flow_key(mesh: MeshId) -> [u8; 16] {
     let mut key = [0; 16];
-    key.copy_from_slice(&facts.directory.mesh.as_bytes()[..16]);
+    key.copy_from_slice(&mesh.as_bytes()[..16]);
     key
 }
 
@@ -303,7 +314,13 @@ fn start_engine(
         let socket = socket.with_context(|| format!("bind UDP port {port}"))?;
         lanes.push(LaneParts { queue: Box::new(queue), socket: Box::new(socket) });
     }
-    let engine_config = EngineConfig { flow_key: flow_key(facts), dscp: config.device.dscp, ..EngineConfig::default() };
+    let engine_config = EngineConfig {
+        flow_key: flow_key(facts.directory.mesh),
+        dscp: config.device.dscp,
+        pin: config.device.pin_lanes,
+        busy_poll: config.device.busy_poll,
+        ..EngineConfig::default()
+    };
     let mut engine = Engine::start(engine_config, table, lanes)?;
     let events = engine.take_events().context("events of the engine were taken")?;
     info!(lanes = engine.lanes(), port = config.device.port, "data plane started");

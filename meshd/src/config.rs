@@ -20,6 +20,8 @@ pub(crate) use parse::ConfigError;
 use crate::control::ControlConfig;
 use crate::identity::KeysConfig;
 
+/// Lanes a node has at most.
+pub(crate) const MAX_LANES: u8 = mesh_dataplane::lane::MAX_LANES as u8;
 /// Where the configuration lies unless told otherwise.
 pub(crate) const DEFAULT_PATH: &str = "/etc/mesh/meshd.toml";
 
@@ -73,8 +75,14 @@ pub(crate) struct DeviceConfig {
     pub(crate) offloads_off: Vec<Class>,
     /// UDP port of lane 0; lane i has `port + i`.
     pub(crate) port: u16,
-    /// Lanes.
-    pub(crate) lanes: u8,
+    /// Lanes; without it, as many as there are cores, see [`Config::lanes`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) lanes: Option<u8>,
+    /// Each lane stays on a core of its own.
+    pub(crate) pin_lanes: bool,
+    /// How long a busy lane looks for more before it sleeps; 0 never.
+    #[serde(with = "parse::duration")]
+    pub(crate) busy_poll: Duration,
     /// Class of service of what leaves on the lanes' ports.
     #[serde(with = "parse::dscp")]
     pub(crate) dscp: Dscp,
@@ -180,7 +188,9 @@ impl Default for DeviceConfig {
             mode: DeviceMode::Auto,
             offloads_off: Vec::new(),
             port: 7100,
-            lanes: 1,
+            lanes: None,
+            pin_lanes: false,
+            busy_poll: Duration::ZERO,
             dscp: Dscp::Clear,
             mtu: None,
         }
@@ -212,6 +222,19 @@ impl Config {
     /// UDP ports of all lanes.
     pub(crate) fn ports(&self) -> std::ops::RangeInclusive<u16> {
         let port = self.device.port;
-        port..=port.saturating_add(u16::from(self.device.lanes).saturating_sub(1))
+        port..=port.saturating_add(u16::from(self.lanes()).saturating_sub(1))
+    }
+
+    /// Lanes to have: as configured, else as many as this process may use cores, a power of two, at most 8. A plain device
+    /// has one.
+    pub(crate) fn lanes(&self) -> u8 {
+        match (self.device.mode, self.device.lanes) {
+            (DeviceMode::Plain, _) => 1,
+            (_, Some(lanes)) => lanes,
+            (_, None) => {
+                let cores = std::thread::available_parallelism().map_or(1, usize::from);
+                1 << cores.clamp(1, usize::from(MAX_LANES)).ilog2()
+            }
+        }
     }
 }

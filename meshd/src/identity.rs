@@ -172,6 +172,11 @@ impl Identity {
         Ok(Self { state, key, ring, membership, grant, lanes })
     }
 
+    /// So many lanes go into the own record from now on.
+    pub(crate) fn set_lanes(&mut self, lanes: u8) {
+        self.lanes = lanes;
+    }
+
     /// The state directory.
     pub(crate) fn state(&self) -> &StateDir {
         &self.state

@@ -462,13 +462,34 @@ pub struct PeerStatus {
     /// The highest `seq` of this node's record that the peer said, inside the tunnel, to have in force.
     #[serde(default)]
     pub acknowledged_seq: Option<u64>,
+    /// Lanes it receives on, as its record says.
+    #[serde(default)]
+    pub lanes: u32,
+    /// Pairs of lanes on which handshakes stay unanswered: their flows use lane 0.
+    #[serde(default)]
+    pub blocked_lanes: Vec<LanePairStatus>,
     /// Its tunnels, the one in use first.
     pub tunnels: Vec<TunnelStatus>,
+}
+
+/// One of our lanes with one of a peer's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LanePairStatus {
+    /// Number of our lane.
+    pub local: u32,
+    /// Number of the peer's.
+    pub remote: u32,
 }
 
 /// One tunnel of a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TunnelStatus {
+    /// Number of our lane.
+    #[serde(default)]
+    pub lane: u32,
+    /// Number of the peer's.
+    #[serde(default)]
+    pub remote_lane: u32,
     /// Epoch of our key.
     pub local_epoch: u64,
     /// Epoch of the peer's key.

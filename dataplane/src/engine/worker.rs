@@ -21,6 +21,7 @@ use super::{
     LaneParts,
     crossing::Crossed,
     mailbox::{Letter, Mailbox},
+    spin::Spin,
 };
 use crate::{
     clock::Instant,
@@ -54,6 +55,7 @@ pub(super) struct Worker {
     failures: u32,
     from_socket: Pace,
     from_queue: Pace,
+    spin: Spin,
 }
 
 /// How much a source is asked for in a round. What comes alone is passed on before anybody looks whether more has come,
@@ -91,6 +93,12 @@ struct Ready {
     queue: bool,
 }
 
+impl Ready {
+    fn is_any(self) -> bool {
+        self.bell || self.socket || self.queue
+    }
+}
+
 impl Worker {
     pub(super) fn new(lane: Lane, parts: LaneParts, mailboxes: Mailboxes, events: SyncSender<Event>) -> Self {
         Self {
@@ -106,7 +114,14 @@ impl Worker {
             failures: 0,
             from_socket: Pace::default(),
             from_queue: Pace::default(),
+            spin: Spin::default(),
         }
+    }
+
+    /// Looks for more for up to so long before it sleeps.
+    pub(super) fn with_busy_poll(mut self, most: Duration) -> Self {
+        self.spin = Spin::new(most);
+        self
     }
 
     pub(super) fn run(mut self) {
@@ -140,14 +155,46 @@ impl Worker {
         false
     }
 
-    /// Waits until something is ready or a timer is due.
+    /// Waits until something is ready or a timer is due: awake for a while if that paid lately, then asleep.
     fn wait(&mut self) -> Ready {
+        if self.spin.is_off() {
+            return self.sleep();
+        }
+        let began = Instant::now();
+        let window = self.spin.window();
+        while !window.is_zero() && Instant::now().since(began) < window {
+            let ready = self.poll(Some(TimeSpec::from(Duration::ZERO)));
+            if ready.is_any() {
+                self.spin.came(Instant::now().since(began));
+                return ready;
+            }
+            if self.lane.poll_timeout().is_some_and(|due| due <= Instant::now()) {
+                return ready;
+            }
+        }
+        if !window.is_zero() {
+            self.spin.missed();
+        }
+        let ready = self.sleep();
+        if ready.is_any() {
+            self.spin.came(Instant::now().since(began));
+        }
+        ready
+    }
+
+    /// Waits until something is ready or a timer is due.
+    fn sleep(&self) -> Ready {
         let patience = self.lane.poll_timeout().map(|due| match due.since(Instant::now()) {
             // Not even the slack that the kernel adds to the shortest sleep.
             Duration::ZERO => TimeSpec::from(Duration::ZERO),
             // A nanosecond more, lest rounding down wakes us just before it is due.
             time => TimeSpec::from(time + Duration::from_nanos(1)),
         });
+        self.poll(patience)
+    }
+
+    /// What is ready within `patience`; `None` waits without end.
+    fn poll(&self, patience: Option<TimeSpec>) -> Ready {
         let flags = PollFlags::POLLIN;
         let mut fds = descriptors(&self.mailboxes.own, self.socket.as_ref(), self.queue.as_deref(), flags);
         let count = if self.queue.is_some() { 3 } else { 2 };

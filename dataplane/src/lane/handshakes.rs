@@ -10,7 +10,7 @@ use crate::{
     command::Event,
     drop_reason::DropReason,
     peer::{
-        Peer, PeerSlot,
+        Detour, Peer, PeerSlot,
         handshake::{Admission, Origin},
         index::Indices,
         tunnel::{Due, INITIATION, TunnelKey},
@@ -23,11 +23,19 @@ impl Lane {
     /// Begins a handshake with the first lane of a peer now, for which there may be no packet yet. Nothing happens for unknown peers,
     /// without an endpoint, or while one is under way.
     pub fn initiate(&mut self, id: PeerId, now: Instant, out: &mut Output) {
-        let Some(mut peer) = self.take_peer(PeerSlot::first(id), now) else { return };
-        if !peer.is_attempting() {
-            self.begin_handshake(&mut peer, now, out);
+        let mut at = PeerSlot::first(id);
+        while let Some(mut peer) = self.take_peer(at, now) {
+            let slots = peer.slots;
+            // A plain peer has lane 0 only.
+            if !peer.is_attempting() && peer.detour != Detour::Plain {
+                self.begin_handshake(&mut peer, now, out);
+            }
+            self.put(peer);
+            at.slot += 1;
+            if at.slot >= slots {
+                return;
+            }
         }
-        self.put(peer);
     }
 
     /// Sends an initiation for the newest keys of both ends.

@@ -1,6 +1,8 @@
 //! `meshctl peers`: all peers of this node.
 
-use mesh_protocol::local::{LocalReply, LocalRequest, PeerStatus};
+use std::collections::BTreeSet;
+
+use mesh_protocol::local::{LocalReply, LocalRequest, PeerStatus, TunnelStatus};
 
 use super::{Context, unexpected};
 use crate::output::{self, Table};
@@ -11,7 +13,7 @@ Examples:
   meshctl peers --json
 
 JSON: {\"peers\": [{\"node\", \"name\", \"cluster\", \"addresses\", \"pod_cidrs\", \"endpoint\", \"up\", \"last_handshake\", \
-\"received_bytes\", \"sent_bytes\", \"post_quantum\", \"post_quantum_required\", \"tunnels\"}]}";
+\"received_bytes\", \"sent_bytes\", \"post_quantum\", \"post_quantum_required\", \"lanes\", \"blocked_lanes\", \"tunnels\"}]}";
 
 /// List the peers of this node
 #[derive(Debug, clap::Args)]
@@ -37,6 +39,7 @@ fn text(peers: &[PeerStatus]) -> String {
         "SENT",
         "KEYS",
         "PQ",
+        "LANES",
         "ADDRESSES",
         "POD CIDRS",
     ]);
@@ -52,6 +55,7 @@ fn text(peers: &[PeerStatus]) -> String {
             output::bytes(peer.sent_bytes),
             keys(peer),
             post_quantum(peer).to_owned(),
+            lanes(peer),
             output::list(&peer.addresses),
             output::list(&peer.pod_cidrs),
         ]);
@@ -68,12 +72,24 @@ fn post_quantum(peer: &PeerStatus) -> &'static str {
     }
 }
 
-/// Epochs of the tunnel in use, ours and theirs, and how many more tunnels there are.
+/// How many lanes it has, and which pairs, ours and theirs, do not get through: their flows use lane 0.
+fn lanes(peer: &PeerStatus) -> String {
+    let blocked: Vec<String> =
+        peer.blocked_lanes.iter().map(|pair| format!("{}-{}", pair.local, pair.remote)).collect();
+    match blocked.as_slice() {
+        [] => peer.lanes.to_string(),
+        blocked => format!("{} ({} blocked: by lane 0)", peer.lanes, blocked.join(" ")),
+    }
+}
+
+/// Epochs of the tunnel in use, ours and theirs, and how many more pairs of epochs have tunnels.
 fn keys(peer: &PeerStatus) -> String {
     let Some(first) = peer.tunnels.first() else {
         return "-".to_owned();
     };
-    let more = peer.tunnels.len() - 1;
+    let epochs = |tunnel: &TunnelStatus| (tunnel.local_epoch, tunnel.remote_epoch);
+    let all: BTreeSet<_> = peer.tunnels.iter().map(epochs).collect();
+    let more = all.len() - 1;
     let unconfirmed = if first.confirmed { "" } else { "?" };
     let tail = if more > 0 { format!(" +{more}") } else { String::new() };
     format!("{}/{}{unconfirmed}{tail}", first.local_epoch, first.remote_epoch)

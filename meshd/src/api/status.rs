@@ -4,9 +4,11 @@ pub(crate) mod device;
 
 use std::time::Instant;
 
+use mesh_dataplane::command::LanePair;
 use mesh_dataplane::{PeerId, PeerSnapshot};
 use mesh_protocol::local::{
-    Alarm, KeyStatus, LocalError, LocalErrorCode, LocalReply, PeerStatus, RouteStatus, Status, TunnelStatus,
+    Alarm, KeyStatus, LanePairStatus, LocalError, LocalErrorCode, LocalReply, PeerStatus, RouteStatus, Status,
+    TunnelStatus,
 };
 
 use crate::app::Node;
@@ -109,9 +111,13 @@ fn peer_status(peer: &PeerFacts, seen: Option<&PeerSnapshot>) -> PeerStatus {
         post_quantum: is_post_quantum(seen),
         post_quantum_required: peer.post_quantum,
         acknowledged_seq: None,
+        lanes: peer.lanes.into(),
+        blocked_lanes: seen.map(|seen| seen.blocked.iter().map(pair).collect()).unwrap_or_default(),
         tunnels: tunnels
             .into_iter()
             .map(|tunnel| TunnelStatus {
+                lane: count(tunnel.lane),
+                remote_lane: count(tunnel.remote_lane),
                 local_epoch: tunnel.local_epoch,
                 remote_epoch: tunnel.remote_epoch,
                 confirmed: tunnel.confirmed,
@@ -123,6 +129,10 @@ fn peer_status(peer: &PeerFacts, seen: Option<&PeerSnapshot>) -> PeerStatus {
 /// Whether packets to a peer go by a tunnel with a preshared key. In a mesh those come from key offers only.
 pub(crate) fn is_post_quantum(peer: Option<&PeerSnapshot>) -> bool {
     peer.is_some_and(|peer| peer.tunnels.iter().any(|tunnel| tunnel.sending && tunnel.preshared))
+}
+
+fn pair(pair: &LanePair) -> LanePairStatus {
+    LanePairStatus { local: count(pair.local), remote: count(pair.remote) }
 }
 
 /// Whether a session is live.

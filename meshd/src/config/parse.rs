@@ -2,10 +2,13 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::Config;
+use super::{Config, MAX_LANES};
 use crate::identity::{LONGEST, SHORTEST};
 
+/// The longest `busy_poll`.
+const MAX_BUSY_POLL: Duration = Duration::from_millis(1);
 /// Longest configuration file, in bytes.
 const MAX_BYTES: u64 = 1024 * 1024;
 
@@ -96,8 +99,22 @@ impl Config {
         if device.port == 0 {
             return refuse("device.port", &device.port, "peers have to know the port: 1 to 65535");
         }
-        if device.lanes != 1 {
-            return refuse("device.lanes", &device.lanes, "this version carries packets on one lane");
+        if let Some(lanes) = device.lanes.filter(|lanes| !lanes.is_power_of_two() || *lanes > MAX_LANES) {
+            return refuse("device.lanes", &lanes, "1, 2, 4 or 8: a flow's lane is a part of a hash");
+        }
+        if device.port.checked_add(u16::from(self.lanes()) - 1).is_none() {
+            return refuse(
+                "device.port",
+                &device.port,
+                "each lane has a port of its own, and there is none above 65535",
+            );
+        }
+        if device.busy_poll > MAX_BUSY_POLL {
+            return refuse(
+                "device.busy_poll",
+                &humantime::format_duration(device.busy_poll),
+                "at most 1ms: beyond, a lane is busy without end",
+            );
         }
         if device.mtu.is_some_and(|mtu| !(1280..=65_000).contains(&mtu)) {
             return refuse("device.mtu", &device.mtu.unwrap_or_default(), "IPv6 needs 1280; at most 65000");
@@ -282,8 +299,9 @@ mod tests {
                 assert!(shipped.contains(&format!("\n#{key} = ")), "{key} is missing");
             }
         }
-        // Both are absent by default: the file shows an example.
+        // These are absent by default: the file shows an example.
         assert!(shown.device.mtu.take().is_some() && shown.metrics.listen.take().is_some());
+        assert!(shown.device.lanes.take().is_some());
         assert_eq!(shown, Config::default());
     }
 
@@ -293,6 +311,16 @@ mod tests {
         assert_eq!([class("\"copy\""), class("\"clear\""), class("46")], [Dscp::Copy, Dscp::Clear, Dscp::Fixed(46)]);
         let fixed = parse("[device]\ndscp = 46").unwrap();
         assert_eq!(parse(&toml::to_string(&fixed).unwrap()).unwrap(), fixed);
+    }
+
+    #[test]
+    fn there_are_as_many_lanes_as_cores_and_one_on_a_plain_device() {
+        let lanes = parse("").unwrap().lanes();
+        let cores = std::thread::available_parallelism().unwrap().get();
+        assert!(lanes.is_power_of_two() && usize::from(lanes) <= cores.min(8) && usize::from(lanes) * 2 > cores.min(8));
+        let configured = parse("[device]\nlanes = 8\nport = 100").unwrap();
+        assert_eq!((configured.lanes(), configured.ports()), (8, 100..=107));
+        assert_eq!(parse("[device]\nlanes = 8\nmode = \"plain\"").unwrap().lanes(), 1);
     }
 
     #[test]
@@ -311,7 +339,11 @@ mod tests {
             ("[device]\nport = \"7100\"", "meshd.toml:2"),
             ("[device]\nport = 1\nport = 2", "meshd.toml:3"),
             ("[device]\nmtu = 1279", "device.mtu"),
-            ("[device]\nlanes = 2", "device.lanes"),
+            ("[device]\nlanes = 3", "device.lanes"),
+            ("[device]\nlanes = 16", "device.lanes"),
+            ("[device]\nlanes = 0", "device.lanes"),
+            ("[device]\nlanes = 2\nport = 65535", "device.port"),
+            ("[device]\nbusy_poll = \"1s\"", "device.busy_poll"),
             ("[device]\ndscp = 64", "meshd.toml:2"),
             ("[device]\ndscp = \"high\"", "from 0 to 63"),
             ("[device]\ndscp = true", "from 0 to 63"),
