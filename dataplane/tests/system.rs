@@ -122,7 +122,13 @@ fn a_device_of_the_other_kind_is_replaced_where_one_kind_is_wanted() {
     let pair = Pair::new();
     let open = |wanted| {
         let options = DeviceOptions { queues: 2, wanted, ..DeviceOptions::default() };
-        let device = pair.a.enter(move || Device::open_with("mesh0", &options)).unwrap();
+        // A child that another test has just started holds copies of all descriptors until it executes its program.
+        let mut device = None;
+        wait_until("the device", PATIENCE, || {
+            device = pair.a.enter(move || Device::open_with("mesh0", &options)).ok();
+            device.is_some()
+        });
+        let device = device.unwrap();
         (device.mode(), device.into_queues().len())
     };
     assert_eq!(open(Wanted::Plain), (Mode::Plain, 1));
