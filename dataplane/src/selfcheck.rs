@@ -81,11 +81,12 @@ impl Findings {
         self.0.iter().map(|(class, fault)| (*class, *fault))
     }
 
-    /// Tries a train, again if it got lost, and notes what is wrong; true if nothing is.
+    /// Tries a train, again if it got lost or was refused, as a busy machine may do, and notes what is wrong; true if nothing
+    /// is. What comes out wrong once is wrong.
     fn try_train(&mut self, class: Class, mut attempt: impl FnMut() -> Result<(), Fault>) -> bool {
         let mut result = attempt();
         for _ in 1..ATTEMPTS {
-            if !matches!(result, Err(Fault::Lost { .. })) {
+            if !matches!(result, Err(Fault::Lost { .. } | Fault::Refused)) {
                 break;
             }
             result = attempt();
