@@ -18,6 +18,9 @@ use mesh_protocol::key::{SigningKey, TunnelSecret};
 use mesh_protocol::record::{Checkpoint, EpochKey, NodeGrant, NodeRecord};
 use std::time::Duration;
 
+/// Where the thief would have a node send.
+const FORGED_ENDPOINT: &str = "203.0.113.66:7100";
+
 /// What every attack works on.
 struct Stage<'m> {
     mesh: &'m Mesh,
@@ -40,12 +43,11 @@ impl Stage<'_> {
         Envelope::seal(self.world.mesh, checkpoint, &[&self.transport])
     }
 
-    /// Peers, keys and prefixes as node a has them: nothing of it may change.
+    /// Peers and prefixes as node a has them: nothing of it may change. A peer's endpoint may, to another address of its own.
     fn known(&self) -> Result<String> {
         let peers = self.node_a().ctl_json(&["peers"])?;
-        let stable = |peer: &serde_json::Value| {
-            format!("{} {} {} {}", peer["name"], peer["node"], peer["pod_cidrs"], peer["endpoint"])
-        };
+        ensure!(!peers.to_string().contains(FORGED_ENDPOINT), "node a believes a forged endpoint: {peers}");
+        let stable = |peer: &serde_json::Value| format!("{} {} {}", peer["name"], peer["node"], peer["pod_cidrs"]);
         Ok(peers["peers"].as_array().context("no peers")?.iter().map(stable).collect::<Vec<_>>().join("\n"))
     }
 }
@@ -150,7 +152,7 @@ fn swaps_keys(stage: &Stage<'_>) -> Result<()> {
     let endpoints = mesh_protocol::record::Endpoints {
         node: stage.b,
         seq: u64::MAX / 4,
-        candidates: vec!["203.0.113.66:7100".parse().unwrap()],
+        candidates: vec![FORGED_ENDPOINT.parse().unwrap()],
         expires: unix_now() + 3600,
     };
     let endpoints = Envelope::seal(stage.world.mesh, &endpoints, &[&stage.own]);
