@@ -18,8 +18,8 @@ use std::{
 
 use lab::{Pair, secret, table, wait_until};
 use mesh_dataplane::{
-    DropReason, Engine, EngineConfig, LaneParts, Lanes, LocalKey, PeerId, PeerSpec, Preshared, RemoteKey, SecretKey,
-    Table, TableSpec,
+    DropCounters, DropReason, Engine, EngineConfig, LaneParts, Lanes, LocalKey, PeerId, PeerSpec, Preshared, RemoteKey,
+    SecretKey, Table, TableSpec,
     clock::Instant as LaneInstant,
     lane::{Lane, LaneConfig, Output},
     packet::dscp::Dscp,
@@ -203,7 +203,11 @@ fn newcomers(pair: &Pair, seconds: u64) -> Vec<Duration> {
     took
 }
 
-fn survive(name: &str, limit: Duration, make: impl FnOnce(&Pair, Vec<Vec<u8>>) -> Box<dyn FnMut(u64) + Send>) {
+fn survive(
+    name: &str,
+    limit: Duration,
+    make: impl FnOnce(&Pair, Vec<Vec<u8>>) -> Box<dyn FnMut(u64) + Send>,
+) -> DropCounters {
     let (seconds, rate) = size();
     let pair = Pair::new();
     let (victim, arrived) = victim(&pair);
@@ -242,6 +246,7 @@ fn survive(name: &str, limit: Duration, make: impl FnOnce(&Pair, Vec<Vec<u8>>) -
         assert!(at(99) < limit, "p99 of a handshake: {:?}", at(99));
         assert!(lost * 100 < sent, "live traffic: {lost} of {sent} lost");
     }
+    snapshot.drops
 }
 
 #[test]
@@ -261,11 +266,13 @@ fn made_up_sources_keep_nobody_out() {
 
 #[test]
 fn one_source_keeps_nobody_else_out() {
-    survive("one source", Duration::from_secs(1), |pair, initiations| {
+    let drops = survive("one source", Duration::from_secs(1), |pair, initiations| {
         pair.b.ip("address add 192.0.2.3/24 dev u0");
         let socket = pair.b.enter(|| UdpSocket::bind("192.0.2.3:9")).unwrap();
         Box::new(move |number| {
             let _ = socket.send_to(&initiations[number as usize % initiations.len()], VICTIM);
         })
     });
+    // A few cookies for it, and no more work.
+    assert!(drops.count(DropReason::HandshakeFlood) > drops.count(DropReason::CookieDemanded), "{drops:?}");
 }
