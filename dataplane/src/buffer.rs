@@ -159,6 +159,37 @@ impl<T: Copy> Batch<T> {
         &self.bytes[self.items[first].start..last.start + last.len]
     }
 
+    /// Makes a packet of `parts`, each the rest of a packet from some byte on, and puts it in the place of number `place`.
+    /// False, and nothing is done, without room for it.
+    ///
+    /// # Panics
+    ///
+    /// If there are no such packets or bytes.
+    pub(crate) fn gather(&mut self, parts: &[(usize, usize)], place: usize) -> bool {
+        let start = self.used;
+        let len: usize = parts.iter().map(|&(n, from)| self.items[n].len - from).sum();
+        if len > self.left() {
+            return false;
+        }
+        for &(n, from) in parts {
+            let Item { start, len, .. } = self.items[n];
+            self.bytes.copy_within(start + from..start + len, self.used);
+            self.used += len - from;
+        }
+        (self.items[place].start, self.items[place].len) = (start, len);
+        self.used = (self.used + SPARE).next_multiple_of(16).min(self.bytes.len());
+        true
+    }
+
+    /// Forgets the packets whose numbers `keep` does not want; the others keep their order.
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(usize) -> bool) {
+        let mut n = 0;
+        self.items.retain(|_| {
+            n += 1;
+            keep(n - 1)
+        });
+    }
+
     /// All packets in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (T, &[u8])> {
         self.items.iter().map(|item| (item.with, &self.bytes[item.start..item.start + item.len]))

@@ -13,5 +13,7 @@ pub mod mss;
 pub mod offload;
 pub mod own;
 pub mod pieces;
+pub mod reassembly;
 pub mod segment;
 mod source_route;
+pub(crate) mod turns;

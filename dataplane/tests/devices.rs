@@ -18,7 +18,7 @@ use mesh_dataplane::{
     tun::{Device, DeviceOptions, Packets, Queue, Supers, TunQueue, Wanted, memory::MemoryQueue},
     udp::memory::MemoryNetwork,
 };
-use shapes::{after_hops, shapes, without_numbers};
+use shapes::{after_hops, datagrams, shapes, without_numbers};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -175,6 +175,7 @@ fn every_shape_arrives(way: &mut dyn Way) {
         let got: Vec<_> = through(way, &shape.packets).iter().map(|packet| without_numbers(packet)).collect();
         let hops = way.hops();
         let expected: Vec<_> = shape.packets.iter().map(|packet| without_numbers(&after_hops(packet, hops))).collect();
+        let (got, expected) = (datagrams(&got), datagrams(&expected));
         assert_eq!(got.len(), expected.len(), "{}", shape.name);
         for (n, (got, expected)) in got.iter().zip(&expected).enumerate() {
             assert!(got == expected, "{}, packet {n}:\n{got:02x?}\nin place of\n{expected:02x?}", shape.name);

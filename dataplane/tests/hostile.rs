@@ -25,6 +25,7 @@ fn corpus_is_survived() {
     replay("outbound", harness::outbound);
     replay("segment", harness::segment);
     replay("coalesce", harness::coalesce);
+    replay("reassembly", harness::reassembly);
 }
 
 /// Bytes that look like something: a likely first byte, lengths that matter.
@@ -69,6 +70,12 @@ proptest! {
     fn coalesce_never_panics(inputs in proptest::collection::vec(bytes(), 0..8)) {
         let packet = |input: &Vec<u8>| [&(input.len() as u16).to_be_bytes()[..], input].concat();
         harness::coalesce(&inputs.iter().flat_map(packet).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn reassembly_never_panics(inputs in proptest::collection::vec(bytes(), 0..8)) {
+        let packet = |input: &Vec<u8>| [&(input.len() as u16).to_be_bytes()[..], input].concat();
+        harness::reassembly(&inputs.iter().flat_map(packet).collect::<Vec<_>>());
     }
 
     #[test]

@@ -21,8 +21,9 @@ use crate::device::Device;
 
 /// MTU of a new device, as the kernel's and wireguard-go's: fits IPv6 over an Ethernet of 1500.
 const MTU: u32 = 1420;
-/// Packets that may wait in the device, as in the kernel's.
-const QUEUE_LENGTH: u32 = 1_000;
+/// Packets that may wait in the device, as meshd has it: what a fast sender produces while the lane does not run for some
+/// milliseconds. The 500 of a new device are soon full.
+const QUEUE_LENGTH: u32 = 2_048;
 /// How long to wait for news at a time; any time would do.
 const PATIENCE: Duration = Duration::from_secs(3_600);
 

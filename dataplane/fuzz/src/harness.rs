@@ -13,12 +13,13 @@ use mesh_dataplane::{
         dscp::Dscp,
         flow::FlowHash,
         fragment::Fragments,
-        header::Header,
+        header::{Fragment, Header},
         icmp::{self, Problem},
         mss,
         offload::{Cut, Offloads, Transport},
         own::{self, Own},
         pieces::Assembly,
+        reassembly::Reassembly,
         segment::Segments,
     },
     tun::Packets,
@@ -205,8 +206,8 @@ pub fn segment(input: &[u8]) {
     assert_eq!(payload, packet[headers..whole.len], "no byte is lost or changed");
 }
 
-/// Packets for a queue, each behind its length in two bytes: joined, and cut again.
-pub fn coalesce(mut input: &[u8]) {
+/// Packets, each behind its length, of one batch.
+fn batch(mut input: &[u8]) -> Option<(Vec<Vec<u8>>, Packets)> {
     let mut packets = Vec::new();
     while let Some((&[a, b], rest)) = input.split_first_chunk()
         && packets.len() < 200
@@ -217,10 +218,33 @@ pub fn coalesce(mut input: &[u8]) {
     }
     let mut batch = Packets::new(packets.len() * 3_000, packets.len().max(1));
     for packet in &packets {
-        let Some(room) = batch.room() else { return };
-        room[..packet.len()].copy_from_slice(packet);
+        batch.room()?[..packet.len()].copy_from_slice(packet);
         batch.push(packet.len(), ());
     }
+    Some((packets, batch))
+}
+
+/// Fragments put together: what is new is whole, and made of what came.
+pub fn reassembly(input: &[u8]) {
+    let Some((packets, mut batch)) = batch(input) else { return };
+    Reassembly::default().join(&mut batch);
+    let mut payload = 0;
+    for (_, packet) in batch.iter() {
+        payload += packet.len().saturating_sub(20);
+        if packets.iter().any(|came| came == packet) {
+            continue;
+        }
+        let header = Header::parse(packet).expect("a packet");
+        assert_eq!((header.fragment, header.len), (Fragment::Whole, packet.len()));
+        assert!(packets.iter().any(|came| came.len() > 20 && packet[20..].starts_with(&came[20..])));
+    }
+    let came: usize = packets.iter().map(|packet| packet.len().saturating_sub(20)).sum();
+    assert_eq!(payload, came, "nothing is lost, nothing comes twice");
+}
+
+/// Packets for a queue, each behind its length in two bytes: joined, and cut again.
+pub fn coalesce(input: &[u8]) {
+    let Some((packets, mut batch)) = batch(input) else { return };
     let mut coalescer = Coalescer::default();
     coalescer.plan(&mut batch, Offloads::ALL);
     let mut count = 0;

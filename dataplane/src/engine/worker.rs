@@ -28,7 +28,7 @@ use crate::{
     command::Event,
     drop_reason::DropReason,
     lane::{Lane, Output},
-    packet::{offload::Offload, segment::Segments},
+    packet::{offload::Offload, segment::Segments, turns::Turns},
     tun::{self, Queue, Supers},
     udp::{Arrivals, Socket},
 };
@@ -56,6 +56,7 @@ pub(super) struct Worker {
     from_socket: Pace,
     from_queue: Pace,
     spin: Spin,
+    turns: Turns,
 }
 
 /// How much a source is asked for in a round. What comes alone is passed on before anybody looks whether more has come,
@@ -115,6 +116,7 @@ impl Worker {
             from_socket: Pace::default(),
             from_queue: Pace::default(),
             spin: Spin::default(),
+            turns: Turns::default(),
         }
     }
 
@@ -303,7 +305,8 @@ impl Worker {
             }
         }
         let mut supers = mem::replace(&mut self.supers, Supers::none());
-        for n in 0..supers.len() {
+        let mut turns = mem::take(&mut self.turns);
+        for &n in turns.of(&supers) {
             let Some((offload, buffer, len)) = supers.get_padded_mut(n) else { break };
             match offload {
                 Offload::None => self.lane.handle_packet(buffer, len, now, &mut self.output),
@@ -318,6 +321,7 @@ impl Worker {
             }
         }
         self.supers = supers;
+        self.turns = turns;
     }
 
     /// Passes a super-packet to the lane, in as many steps as the output needs.
@@ -354,6 +358,7 @@ impl Worker {
 
     fn write(&mut self) {
         let packets = &mut self.output.packets;
+        let count = packets.len();
         let written = match &mut self.queue {
             Some(queue) => queue.write(packets),
             None => Ok(0),
@@ -362,7 +367,7 @@ impl Worker {
             Ok(taken) => (taken, None),
             Err(error) => (0, Some(error)),
         };
-        self.lane.count_drop(DropReason::QueueRefused, (packets.len() - taken) as u64);
+        self.lane.count_drop(DropReason::QueueRefused, (count - taken) as u64);
         if let Some(error) = lost {
             self.lose_queue(error);
         }

@@ -267,3 +267,25 @@ pub fn without_numbers(packet: &[u8]) -> Vec<u8> {
     }
     packet
 }
+
+/// Fragments over IPv4 put together, wherever one wholly came: where it is cut is the way's business. Slow and obvious.
+pub fn datagrams(packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let is_fragment = |packet: &[u8]| packet[0] == 0x45 && u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff != 0;
+    let (mut fragments, mut all): (Vec<_>, Vec<_>) = packets.iter().cloned().partition(|packet| is_fragment(packet));
+    let offset = |packet: &[u8]| usize::from(u16::from_be_bytes([packet[6] & 0x1f, packet[7]])) * 8;
+    fragments.sort_by_key(|packet| (packet[4..6].to_vec(), offset(packet)));
+    for numbered in fragments.chunk_by(|one, other| one[4..6] == other[4..6]) {
+        let mut whole = numbered[0][..20].to_vec();
+        for piece in numbered {
+            assert_eq!(offset(piece), whole.len() - 20, "a gap or an overlap");
+            whole.extend(&piece[20..]);
+        }
+        assert_eq!(numbered[numbered.len() - 1][6] & 0x20, 0, "the last one is missing");
+        let len = whole.len() as u16;
+        whole[2..4].copy_from_slice(&len.to_be_bytes());
+        whole[6..8].fill(0);
+        sum_header(&mut whole[..20]);
+        all.push(whole);
+    }
+    all
+}

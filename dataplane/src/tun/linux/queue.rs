@@ -19,6 +19,7 @@ use super::{
 use crate::packet::{
     coalesce::{Coalescer, MAX_PACKETS, Run},
     offload::{Offload, Offloads, Transport},
+    reassembly::Reassembly,
 };
 
 /// One queue of a TUN device.
@@ -27,6 +28,7 @@ pub struct TunQueue {
     file: Handle,
     offloads: Offloads,
     refused_runs: u64,
+    reassembly: Reassembly,
     coalescer: Coalescer,
 }
 
@@ -66,7 +68,12 @@ impl Queue for TunQueue {
     }
 
     fn write(&mut self, packets: &mut Packets) -> io::Result<usize> {
-        let mut taken = 0;
+        let count = packets.len();
+        if self.offloads.udp_coalesce {
+            self.reassembly.join(packets);
+        }
+        // Fragments that are part of another packet now.
+        let mut taken = count - packets.len();
         let mut coalescer = mem::take(&mut self.coalescer);
         coalescer.plan(packets, self.offloads);
         for run in coalescer.runs() {
@@ -101,7 +108,8 @@ impl Queue for TunQueue {
 
 impl TunQueue {
     pub(super) fn new(file: Handle, offloads: Offloads) -> Self {
-        Self { file, offloads, refused_runs: 0, coalescer: Coalescer::default() }
+        let (reassembly, coalescer) = (Reassembly::default(), Coalescer::default());
+        Self { file, offloads, refused_runs: 0, reassembly, coalescer }
     }
 
     /// Gives and takes these super-packets from now on, as far as the kernel knows them. For all queues of a device at once,
