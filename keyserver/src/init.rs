@@ -112,7 +112,8 @@ pub(crate) fn init(new: &NewMesh) -> anyhow::Result<Made> {
     if is_signed {
         fill_store(&dir.join(STORE), mesh, &envelope)?;
     } else {
-        let mesh = MeshFile { mesh: NO_MESH, policies: Vec::new(), checkpoint: None, keyservers: Vec::new() };
+        let mesh =
+            MeshFile { mesh: NO_MESH, policies: Vec::new(), checkpoint: None, keyservers: Vec::new(), reached: None };
         write_new(&proposal, &PolicyProposal { mesh, proposal: envelope }.to_text())?;
     }
     let config = dir.join("keyserver.toml");
@@ -169,7 +170,13 @@ fn first_policy(new: &NewMesh, keys: &Keys) -> anyhow::Result<TrustPolicy> {
         (None, Some(root), Some(issuer)) => (vec![root], 1, vec![issuer]),
         _ => bail!("a new mesh has a root and an issuer"),
     };
-    let issuer = |key| Issuer { key, clusters: Vec::new(), tags: Vec::new(), longest_grant: LONGEST_GRANT.as_secs() };
+    let issuer = |key| Issuer {
+        key,
+        clusters: Vec::new(),
+        tags: Vec::new(),
+        longest_grant: LONGEST_GRANT.as_secs(),
+        former: Vec::new(),
+    };
     Ok(TrustPolicy {
         version: 1,
         previous: None,

@@ -80,6 +80,21 @@ pub struct MeshFile {
     /// Addresses of keyservers, `host:port`: go into join tokens.
     #[n(3)]
     pub keyservers: Vec<String>,
+    /// How far grants have come, by the keyserver's word: goes into a policy that gives an issuer another key.
+    #[n(4)]
+    pub reached: Option<Reached>,
+}
+
+/// How far grants have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Reached {
+    /// Highest generation of any grant.
+    #[n(0)]
+    pub generation: u64,
+    /// Highest serial.
+    #[n(1)]
+    pub serial: u64,
 }
 
 impl InFile for MeshFile {
@@ -259,7 +274,8 @@ impl Memory {
     /// Starts from a mesh whose id the operator has confirmed.
     #[must_use]
     pub fn first(view: &View) -> Self {
-        Self { mesh_id: view.mesh(), policy_version: view.policy().version, policy: view.policy_hash(), serial: 0 }
+        let (policy_version, policy) = (view.policy().version, view.policy_hash());
+        Self { mesh_id: view.mesh(), policy_version, policy, serial: serials_before(view) }
     }
 
     /// Whether `view` is of this mesh and holds every policy seen before; remembers the newest.
@@ -275,6 +291,7 @@ impl Memory {
             return Err(MemoryError::OlderPolicy { held: self.policy_version, got: view.policy().version });
         }
         (self.policy_version, self.policy) = (view.policy().version, view.policy_hash());
+        self.serial = self.serial.max(serials_before(view));
         Ok(())
     }
 
@@ -294,4 +311,10 @@ impl Memory {
         self.serial = got;
         Ok(())
     }
+}
+
+/// Serials that keys gave which issuers had before: their nodes' places are not to be taken.
+fn serials_before(view: &View) -> u64 {
+    let former = view.policy().issuers.iter().flat_map(|issuer| &issuer.former);
+    former.map(|former| former.serial).max().unwrap_or(0)
 }

@@ -12,5 +12,5 @@ pub use checkpoint::{Checkpoint, RevocationHead};
 pub use endpoints::{Endpoints, MAX_CANDIDATES};
 pub use grant::{MAX_POD_CIDRS, NodeGrant};
 pub use node::{EpochKey, KemKey, NodeRecord};
-pub use policy::{ClusterScope, Issuer, PostQuantum, TrustPolicy};
+pub use policy::{ClusterScope, FormerKey, Issuer, MAX_FORMER_KEYS, PostQuantum, TrustPolicy};
 pub use revocation::Revocation;

@@ -12,6 +12,7 @@
 mod checkpoint;
 mod error;
 mod grant;
+mod issuer;
 mod policy;
 mod prefixes;
 mod record;
@@ -116,6 +117,12 @@ impl Member {
         (same && record.object.grant == earlier.hash).then_some(earlier)
     }
 
+    /// Whether it said something since its newest grant came to it.
+    #[must_use]
+    pub fn speaks_under_its_grant(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.object.grant == self.grant.hash)
+    }
+
     /// Whether it left for good by itself.
     #[must_use]
     pub fn has_departed(&self) -> bool {
@@ -129,6 +136,8 @@ pub struct View {
     mesh: MeshId,
     policies: Vec<Accepted<TrustPolicy>>,
     members: BTreeMap<NodeId, Member>,
+    /// Members that a policy put out, with what they said last; as many as were members once.
+    out: BTreeMap<NodeId, Member>,
     names: BTreeMap<Name, NodeId>,
     prefixes: PrefixOwners,
     /// Hashes of WireGuard and KEM keys ever shown, and who showed them first.
@@ -163,6 +172,7 @@ impl View {
             mesh,
             policies: vec![first],
             members: BTreeMap::new(),
+            out: BTreeMap::new(),
             names: BTreeMap::new(),
             prefixes: PrefixOwners::default(),
             key_holders: BTreeMap::new(),
@@ -282,15 +292,21 @@ impl View {
     }
 
     /// Everything accepted as it would have to be applied to an empty view: policies, revocations, grants, records.
-    /// A node that has not spoken since its grant was renewed comes with the grant before, which its record names.
-    /// Endpoints are not part of it.
+    /// A node that has not spoken since its grant was renewed comes with the grant before, which its record names; without
+    /// either, if the key that signed that one is no issuer's any more. Endpoints are not part of it.
     pub fn envelopes(&self) -> impl Iterator<Item = &Envelope> {
         let policies = self.policies.iter().map(|policy| &policy.envelope);
         let revocations = self.revocations().map(|revocation| &revocation.envelope);
-        let grants = self.members.values().flat_map(|member| {
-            member.grant_of_record().into_iter().chain([&member.grant]).map(|grant| &grant.envelope)
+        let standing = |earlier: &&Accepted<NodeGrant>| self.has_standing_signer(earlier);
+        let grants = self.members.values().flat_map(move |member| {
+            let earlier = member.grant_of_record().filter(standing);
+            earlier.into_iter().chain([&member.grant]).map(|grant| &grant.envelope)
         });
-        let records = self.members.values().filter_map(|member| Some(&member.record.as_ref()?.envelope));
+        let records = self.members.values().filter_map(move |member| {
+            let record = member.record.as_ref()?;
+            let earlier = member.earlier_grant.as_deref().filter(|earlier| earlier.hash == record.object.grant);
+            earlier.is_none_or(|earlier| self.has_standing_signer(earlier)).then_some(&record.envelope)
+        });
         policies.chain(revocations).chain(grants).chain(records)
     }
 

@@ -12,7 +12,7 @@ use mesh_protocol::id::MeshId;
 use mesh_protocol::key::SigningKey;
 use mesh_protocol::offer::{Agreement, CIPHERTEXT_BYTES, Direction, Offer, OfferKeys, PresharedSecret, SharedSecret};
 use mesh_protocol::offline::{
-    GrantReason, GrantRequest, GrantRequests, InFile, MeshFile, PolicyProposal, SignedGrants,
+    GrantReason, GrantRequest, GrantRequests, InFile, MeshFile, PolicyProposal, Reached, SignedGrants,
 };
 use mesh_protocol::record::{Checkpoint, Endpoints, NodeGrant, NodeRecord, Revocation, TrustPolicy};
 use mesh_protocol::token::{JoinToken, TokenLimits};
@@ -53,6 +53,7 @@ fn signed_objects() {
         &json!({
             "mesh_id": mesh().to_string(),
             "trust-policy": object::<TrustPolicy>(NO_MESH, &policy_1(), &root()),
+            "trust-policy-2": object::<TrustPolicy>(mesh(), &policy_2(), &root()),
             "node-grant": object::<NodeGrant>(mesh(), &grant(1), &issuer()),
             "node-record": object::<NodeRecord>(mesh(), &record(1), &identity(1)),
             "endpoints": object::<Endpoints>(mesh(), &endpoints(1), &identity(1)),
@@ -165,6 +166,7 @@ fn files_for_machines_without_a_network() {
         policies: vec![sealed_policy_1()],
         checkpoint: Some(token().checkpoint),
         keyservers: token().keyservers,
+        reached: None,
     };
     let signature = claim().sign(&token_secret(), &messages::EXPORTER);
     let (claim, exporter, limits) = (claim(), messages::EXPORTER, token().limits);
@@ -182,6 +184,7 @@ fn files_for_machines_without_a_network() {
         "offline.json",
         &json!({
             "mesh": text(&mesh_file),
+            "mesh-reached": text(&MeshFile { reached: Some(Reached { generation: 3, serial: 41 }), ..mesh_file.clone() }),
             "grant-requests": text(&requests),
             "signed-grants": text(&grants),
             "policy-proposal": text(&proposal),

@@ -58,6 +58,7 @@ fn seeds() -> Vec<Vec<u8>> {
         seeds.push(envelope.payload().to_vec());
         seeds.push(cbor::to_vec(&envelope));
     }
+    seeds.push(cbor::to_vec(&policy_2()));
     seeds
 }
 

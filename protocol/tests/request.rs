@@ -168,8 +168,13 @@ fn a_proposal_gathers_signatures_made_elsewhere() {
 #[test]
 fn a_file_survives_a_mail_and_damage_is_noticed() {
     let policies = vec![sealed_policy_1()];
-    let mesh =
-        MeshFile { mesh: mesh(), policies, checkpoint: Some(token().checkpoint), keyservers: vec!["a:1".into()] };
+    let mesh = MeshFile {
+        mesh: mesh(),
+        policies,
+        checkpoint: Some(token().checkpoint),
+        keyservers: vec!["a:1".into()],
+        reached: None,
+    };
     let file = GrantRequests { mesh, requests: vec![join()] };
     let text = file.to_text();
     assert_eq!(GrantRequests::from_text(&text).unwrap(), file);
@@ -193,7 +198,7 @@ proptest! {
 
     #[test]
     fn no_changed_byte_of_a_file_is_believed(at in 0usize..10_000, to in any::<u8>()) {
-        let file = MeshFile { mesh: mesh(), policies: vec![sealed_policy_1()], checkpoint: None, keyservers: Vec::new() };
+        let file = MeshFile { mesh: mesh(), policies: vec![sealed_policy_1()], checkpoint: None, keyservers: Vec::new(), reached: None };
         let mut text = file.to_text().into_bytes();
         let at = at % text.len();
         text[at] = to;

@@ -6,7 +6,7 @@ use mesh_protocol::control::{Refusal, RefusalCode};
 use mesh_protocol::envelope::Envelope;
 use mesh_protocol::id::{Name, NodeId};
 use mesh_protocol::key::VerifyKey;
-use mesh_protocol::offline::{GrantReason, GrantRequest, GrantRequests, InFile as _, MeshFile, SignedGrants};
+use mesh_protocol::offline::{GrantReason, GrantRequest, GrantRequests, InFile as _, MeshFile, Reached, SignedGrants};
 use mesh_protocol::record::NodeGrant;
 use tracing::info;
 
@@ -26,6 +26,7 @@ impl Directory {
             policies: self.view().policies().iter().map(|policy| policy.envelope.clone()).collect(),
             checkpoint: Some(self.checkpoint()),
             keyservers: self.settings.addresses.clone(),
+            reached: Some(Reached { generation: self.view().highest_generation(), serial: self.history.serial }),
         }
     }
 

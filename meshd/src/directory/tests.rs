@@ -57,6 +57,7 @@ impl World {
                 clusters: vec![scope],
                 tags: vec![],
                 longest_grant: 366 * 86_400,
+                former: vec![],
             }],
             revokers: vec![key.verify_key()],
             keyservers: vec![key.verify_key()],

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cbor;
 use crate::envelope::{Kind, Signed};
-use crate::id::{Hash, Name};
+use crate::id::{Hash, KeyId, Name};
 use crate::key::VerifyKey;
 
 /// Whether tunnels need a post-quantum preshared key.
@@ -100,6 +100,55 @@ pub struct Issuer {
     /// Longest life of its grants, in seconds.
     #[n(3)]
     pub longest_grant: u64,
+    /// Keys that it had before, at most [`MAX_FORMER_KEYS`]: what they granted is on its way to be granted anew by `key`.
+    #[cbor(n(4), default, skip_if = "Vec::is_empty")]
+    pub former: Vec<FormerKey>,
+}
+
+/// Most former keys of one issuer: the one before, and one more if that one had to go in a hurry.
+pub const MAX_FORMER_KEYS: usize = 2;
+
+/// A key that an issuer had before its present one. It grants nothing new, and its join tokens are void.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct FormerKey {
+    /// It.
+    #[n(0)]
+    pub key: VerifyKey,
+    /// Its grants up to this generation stand until the present key granted anew; that one's are all above. 0: none of its
+    /// grants stands, because it was stolen.
+    #[n(1)]
+    pub generation: u64,
+    /// Of those, the ones up to this serial stand.
+    #[n(2)]
+    pub serial: u64,
+}
+
+impl FormerKey {
+    /// Whether anything that it signed stands.
+    #[must_use]
+    pub fn stands(&self) -> bool {
+        self.generation > 0
+    }
+}
+
+impl Issuer {
+    /// Generation that every grant of its present key is above: a former key's are not.
+    #[must_use]
+    pub fn floor(&self) -> u64 {
+        self.former.iter().map(|former| former.generation).max().unwrap_or(0)
+    }
+
+    /// The former key with this id.
+    #[must_use]
+    pub fn former_key(&self, id: KeyId) -> Option<&FormerKey> {
+        self.former.iter().find(|former| former.key.id() == id)
+    }
+
+    /// The present key and all former ones.
+    pub fn keys(&self) -> impl Iterator<Item = VerifyKey> + '_ {
+        [self.key].into_iter().chain(self.former.iter().map(|former| former.key))
+    }
 }
 
 /// One cluster's name and addresses.

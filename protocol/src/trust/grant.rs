@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use super::{Accepted, Change, Member, Seen, TrustError, View};
 use crate::address;
 use crate::envelope::{Envelope, Kind};
-use crate::id::{Hash, KeyId, NodeId};
-use crate::record::{Issuer, MAX_POD_CIDRS, NodeGrant, PostQuantum, TrustPolicy};
+use crate::id::{Hash, NodeId};
+use crate::record::{Issuer, MAX_POD_CIDRS, NodeGrant, PostQuantum};
 
 /// Whether two prefixes share an address.
 pub(super) fn overlap(one: IpNet, other: IpNet) -> bool {
@@ -37,7 +37,7 @@ impl View {
 
     fn insert_member(&mut self, grant: Accepted<NodeGrant>) {
         let node = grant.object.node;
-        let before = self.remove_member(node);
+        let before = self.remove_member(node).or_else(|| self.out.remove(&node));
         let spoke = self.seen.get(&node).filter(|seen| before.is_some() || seen.grant == grant.hash);
         let record = spoke.and_then(|seen| seen.record);
         self.seen.insert(node, Seen { node, generation: grant.object.generation, grant: grant.hash, record });
@@ -46,7 +46,8 @@ impl View {
         let member = match before {
             Some(Member { grant: held, record, endpoints, earlier_grant }) => {
                 let speaks_under = |hash| record.as_ref().is_none_or(|record| record.object.grant == hash);
-                let earlier_grant = if speaks_under(held.hash) { Some(Box::new(held)) } else { earlier_grant };
+                let replaced = held.hash != grant.hash && speaks_under(held.hash);
+                let earlier_grant = if replaced { Some(Box::new(held)) } else { earlier_grant };
                 Member { grant, record, endpoints, earlier_grant }
             }
             None => Member { grant, record: None, endpoints: None, earlier_grant: None },
@@ -66,34 +67,6 @@ impl View {
             return Err(TrustError::Equivocation { kind, signer, number: got });
         }
         Ok(())
-    }
-
-    /// Verifies a grant against the newest policy: signature, scope, and that it is consistent in itself.
-    pub(super) fn check_grant_signature(&self, envelope: &Envelope) -> Result<NodeGrant, TrustError> {
-        let grant: NodeGrant = envelope.unverified()?;
-        let issuers = &self.policy().issuers;
-        let keys: Vec<_> = issuers.iter().map(|issuer| issuer.key).collect();
-        let out = |reason: String| TrustError::OutOfScope { name: grant.name.clone(), reason };
-        if let Err(error) = envelope.verify(self.mesh, &keys, 1) {
-            return Err(self.removed_issuer(envelope).map_or_else(|| error.into(), out));
-        }
-        let signer = issuers
-            .iter()
-            .filter(|issuer| envelope.signers().any(|signer| signer == issuer.key.id()))
-            .find(|issuer| issuer.clusters.iter().any(|scope| scope.cluster == grant.cluster))
-            .ok_or_else(|| out(format!("cluster {} is not the issuer's", grant.cluster)))?;
-        self.check_scope(&grant, signer).map_err(out)?;
-        Ok(grant)
-    }
-
-    /// Words for a grant whose signer was an issuer once: what an operator has to know.
-    fn removed_issuer(&self, envelope: &Envelope) -> Option<String> {
-        let names = |policy: &TrustPolicy, key: KeyId| policy.issuers.iter().any(|issuer| issuer.key.id() == key);
-        let mut signers = envelope.signers().filter(|key| !names(self.policy(), *key));
-        signers.find_map(|key| {
-            let last = self.policies.iter().rev().find(|policy| names(&policy.object, key))?.object.version;
-            Some(format!("its issuer {} was removed by trust policy {}", key.short(), last + 1))
-        })
     }
 
     pub(super) fn check_scope(&self, grant: &NodeGrant, issuer: &Issuer) -> Result<(), String> {
@@ -155,7 +128,7 @@ impl View {
         let mut displaced = Vec::new();
         let name_holder = self.names.get(&grant.name).filter(|holder| **holder != grant.node);
         if let Some(holder) = name_holder {
-            if self.precedence(*holder) <= (grant.serial, grant.node) {
+            if self.precedence(*holder) <= self.precedence_of(grant) {
                 let (name, node, holder) = (grant.name.clone(), grant.node, *holder);
                 return Err(TrustError::NameTaken { name, node, holder });
             }
@@ -163,7 +136,7 @@ impl View {
         }
         for prefix in grant.prefixes() {
             for (held, holder) in self.prefixes.overlapping(prefix).filter(|(_, holder)| *holder != grant.node) {
-                if self.precedence(holder) <= (grant.serial, grant.node) {
+                if self.precedence(holder) <= self.precedence_of(grant) {
                     let (name, holder) = (grant.name.clone(), self.name(holder, grant));
                     return Err(TrustError::PrefixTaken { prefix, name, held, holder });
                 }
@@ -175,11 +148,16 @@ impl View {
         Ok(displaced)
     }
 
-    /// Where two grants collide, the lower one holds. An honest issuer gives each serial to one node; the id decides
-    /// where another did not, so that no order of arrival matters.
-    fn precedence(&self, node: NodeId) -> (u64, NodeId) {
-        let serial = self.members.get(&node).map_or(u64::MAX, |member| member.grant.object.serial);
-        (serial, node)
+    /// Where two grants collide, the lower one holds; what the issuer's present key granted, ahead of what a former one
+    /// did. An honest issuer gives each serial to one node; the id decides where another did not, so that no order of arrival
+    /// matters.
+    fn precedence_of(&self, grant: &NodeGrant) -> (bool, u64, NodeId) {
+        (self.is_former(grant), grant.serial, grant.node)
+    }
+
+    fn precedence(&self, node: NodeId) -> (bool, u64, NodeId) {
+        let member = self.members.get(&node);
+        member.map_or((true, u64::MAX, node), |member| self.precedence_of(&member.grant.object))
     }
 
     fn name(&self, node: NodeId, fallback: &NodeGrant) -> crate::id::Name {

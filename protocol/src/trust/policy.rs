@@ -5,12 +5,13 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::grant::overlap;
+use super::issuer::MAX_GENERATION;
 use super::{Accepted, Change, TrustError, View};
 use crate::address;
 use crate::envelope::{Envelope, NO_MESH};
 use crate::id::{MeshId, NodeId};
 use crate::key::VerifyKey;
-use crate::record::{ClusterScope, TrustPolicy};
+use crate::record::{ClusterScope, Issuer, MAX_FORMER_KEYS, TrustPolicy};
 
 /// Shortest exposure a policy may ask for, in seconds: below it, one lost minute would close tunnels.
 const LEAST_EXPOSURE: u64 = 600;
@@ -66,6 +67,7 @@ fn validate(policy: &TrustPolicy, mesh: MeshId) -> Result<(), TrustError> {
             return invalid(format!("a {role} key is named twice"));
         }
     }
+    validate_former(policy).or_else(invalid)?;
     if policy.keyservers.is_empty() {
         return invalid("it names no keyserver key".to_owned());
     }
@@ -73,6 +75,37 @@ fn validate(policy: &TrustPolicy, mesh: MeshId) -> Result<(), TrustError> {
         return invalid(format!("exposure of {} s is below {LEAST_EXPOSURE} s", policy.exposure));
     }
     validate_clusters(policy, mesh).or_else(invalid)
+}
+
+/// A key has one place among all that grant or granted: whose word a grant is must never be in doubt.
+fn validate_former(policy: &TrustPolicy) -> Result<(), String> {
+    let mut seen: Vec<VerifyKey> = Vec::new();
+    for issuer in &policy.issuers {
+        if issuer.former.len() > MAX_FORMER_KEYS {
+            return Err(format!("issuer {} has more than {MAX_FORMER_KEYS} former keys", issuer.key.id().short()));
+        }
+        if issuer.floor() > MAX_GENERATION {
+            return Err(format!("a former key of issuer {} leaves it no generations", issuer.key.id().short()));
+        }
+        for key in issuer.keys() {
+            if seen.contains(&key) {
+                return Err(format!("issuer key {} is named twice", key.id().short()));
+            }
+            seen.push(key);
+        }
+    }
+    let has_former = policy.issuers.iter().any(|issuer| !issuer.former.is_empty());
+    if policy.version == 1 && has_former { Err("the first policy has former issuers".to_owned()) } else { Ok(()) }
+}
+
+/// A former key granted before: nobody gets grants accepted by being named so.
+fn check_former(policy: &TrustPolicy, held: &TrustPolicy) -> Result<(), TrustError> {
+    let before: Vec<VerifyKey> = held.issuers.iter().flat_map(Issuer::keys).collect();
+    let strange = policy.issuers.iter().flat_map(|issuer| &issuer.former).find(|former| !before.contains(&former.key));
+    strange.map_or(Ok(()), |former| {
+        let reason = format!("former key {} is no issuer's of policy {}", former.key.id().short(), held.version);
+        Err(TrustError::InvalidPolicy { version: policy.version, reason })
+    })
 }
 
 fn validate_clusters(policy: &TrustPolicy, mesh: MeshId) -> Result<(), String> {
@@ -169,6 +202,7 @@ impl View {
         }
         envelope.verify(self.mesh, &held.object.roots, usize::from(held.object.threshold))?;
         validate(&policy, self.mesh)?;
+        check_former(&policy, &held.object)?;
         let version = policy.version;
         self.revokers.extend(policy.revokers.iter().map(|key| (key.id(), *key)));
         self.policies.push(self.accept(policy, envelope));
@@ -193,13 +227,19 @@ impl View {
         Err(TrustError::PolicyOutOfOrder { held: newest, got: policy.version })
     }
 
-    /// Removes the members whose grant the newest policy does not cover.
+    /// Removes the members whose grant the newest policy does not cover. What they said is kept: it is good again once
+    /// they are granted anew.
     fn drop_uncovered(&mut self) -> Vec<NodeId> {
         let covered = |member: &super::Member| self.check_grant_signature(&member.grant.envelope).is_ok();
         let out: Vec<NodeId> =
             self.members.iter().filter(|(_, member)| !covered(member)).map(|(node, _)| *node).collect();
         for node in &out {
-            self.remove_member(*node);
+            let Some(member) = self.remove_member(*node) else { continue };
+            if self.is_of_fallen_key(&member.grant) {
+                // Whoever stole the key may have used up the generations.
+                self.seen.entry(*node).and_modify(|seen| seen.generation = 0);
+            }
+            self.out.insert(*node, member);
         }
         out
     }

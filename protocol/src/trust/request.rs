@@ -77,7 +77,7 @@ impl View {
                     return Err(RequestError::Over(grant.name.clone()));
                 }
             }
-            GrantReason::Renewal { held } => self.check_renewal(held, grant)?,
+            GrantReason::Renewal { held } => self.check_renewal(held, grant, issuer)?,
         }
         if now >= request.until || now >= grant.expires {
             return Err(RequestError::Over(grant.name.clone()));
@@ -89,6 +89,7 @@ impl View {
     /// What [`Self::apply`] would ask of the grant once it is signed by `issuer`.
     fn check_grant(&self, grant: &NodeGrant, issuer: &Issuer) -> Result<(), RequestError> {
         let out = |reason: String| TrustError::OutOfScope { name: grant.name.clone(), reason };
+        super::issuer::check_present(grant, issuer).map_err(out)?;
         self.check_scope(grant, issuer).map_err(out)?;
         self.check_generation(grant, Envelope::unsigned(grant).hash(self.mesh))?;
         self.check_not_revoked(grant)?;
@@ -130,12 +131,29 @@ impl View {
         Ok(())
     }
 
+    /// Whether a request is to grant anew what a stolen key of the issuer granted: a person has to know the node, because
+    /// the thief may have made it up.
+    #[must_use]
+    pub fn is_regrant(&self, request: &GrantRequest) -> bool {
+        let GrantReason::Renewal { held } = &request.reason else { return false };
+        let issuer = self.policy().cluster(&request.grant.cluster).map(|(issuer, _)| issuer);
+        issuer.is_some_and(|issuer| self.fallen_grant(held, issuer).is_some())
+    }
+
     /// A renewal gives time and nothing else.
-    fn check_renewal(&self, held: &Envelope, grant: &NodeGrant) -> Result<(), RequestError> {
-        let held = self.check_grant_signature(held)?;
+    fn check_renewal(&self, held: &Envelope, grant: &NodeGrant, issuer: &Issuer) -> Result<(), RequestError> {
+        // What fell with a stolen key has no generation that counts.
+        let (held, generation) = match self.fallen_grant(held, issuer) {
+            Some(held) => (held, 0),
+            None => {
+                let held = self.check_grant_signature(held)?;
+                let generation = held.generation;
+                (held, generation)
+            }
+        };
         let pq_allowed = grant.pq == held.pq || grant.pq == PostQuantum::Required;
         let expected = NodeGrant {
-            generation: held.generation + 1,
+            generation: generation.max(issuer.floor()).saturating_add(1),
             issued: grant.issued,
             expires: grant.expires,
             pq: grant.pq,

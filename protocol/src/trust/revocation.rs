@@ -41,6 +41,7 @@ impl View {
         if hit {
             self.remove_member(node);
         }
+        self.out.remove(&node);
         Ok(Change::Revoked { node, was_member: hit })
     }
 

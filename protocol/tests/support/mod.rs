@@ -10,8 +10,8 @@ use mesh_protocol::envelope::{Envelope, NO_MESH};
 use mesh_protocol::id::{Hash, MeshId, Name, NodeId, Position};
 use mesh_protocol::key::{KEM_PUBLIC_BYTES, KemPublic, SigningKey, TunnelKey, TunnelSecret};
 use mesh_protocol::record::{
-    Checkpoint, ClusterScope, Endpoints, EpochKey, Issuer, KemKey, NodeGrant, NodeRecord, PostQuantum, Revocation,
-    TrustPolicy,
+    Checkpoint, ClusterScope, Endpoints, EpochKey, FormerKey, Issuer, KemKey, NodeGrant, NodeRecord, PostQuantum,
+    Revocation, TrustPolicy,
 };
 use mesh_protocol::token::{JoinClaim, JoinToken, TokenLimits};
 use mesh_protocol::trust::View;
@@ -75,6 +75,7 @@ pub fn policy_1() -> TrustPolicy {
             clusters: vec![cluster("east", "10.1.0.0/16"), cluster("west", "10.2.0.0/16")],
             tags: vec![name("db"), name("web")],
             longest_grant: 90 * 86_400,
+            former: vec![],
         }],
         revokers: vec![revoker().verify_key()],
         keyservers: vec![keyserver().verify_key()],
@@ -83,6 +84,14 @@ pub fn policy_1() -> TrustPolicy {
         mesh_pool: "100.100.0.0/16".parse().unwrap(),
         issued: NOW,
     }
+}
+
+/// The policy after it: another key has the issuer's place.
+pub fn policy_2() -> TrustPolicy {
+    let mut policy = TrustPolicy { version: 2, previous: Some(view().policy_hash()), ..policy_1() };
+    policy.issuers[0].former = vec![FormerKey { key: issuer().verify_key(), generation: 3, serial: 41 }];
+    policy.issuers[0].key = key(20).verify_key();
+    policy
 }
 
 pub fn cluster(cluster: &str, pool: &str) -> ClusterScope {

@@ -127,7 +127,7 @@ impl Changes {
                 bail!("issuer {} is in the policy already", key.id().short());
             }
             let (clusters, tags) = (Vec::new(), Vec::new());
-            next.issuers.push(Issuer { key: *key, clusters, tags, longest_grant: LONGEST_GRANT });
+            next.issuers.push(Issuer { key: *key, clusters, tags, longest_grant: LONGEST_GRANT, former: Vec::new() });
         }
         for name in &self.remove_cluster {
             if next.cluster(name).is_none() {
