@@ -17,7 +17,7 @@ mod facts;
 mod stream;
 mod worlds;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use mesh_protocol::UnixSeconds;
@@ -38,6 +38,9 @@ use stream::Stream;
 pub(crate) use worlds::Taken;
 use worlds::{Heard, States};
 
+/// Most objects of a session that are refused only later, when it is known whether a policy after them explains it; about a
+/// KiB each. Beyond them each is refused at once.
+const MOST_DEFERRED: usize = 1_024;
 /// Most evidence kept until it is stored; what comes on top is counted as an alarm only.
 const MOST_EVIDENCE: usize = 16;
 
@@ -69,6 +72,12 @@ pub(crate) struct Directory {
     /// Grants before the held ones: records still speak under them until their nodes speak again.
     earlier_grants: BTreeMap<NodeId, Envelope>,
     stream: Stream,
+    /// Members that a policy put out, until they are granted anew.
+    out: BTreeSet<NodeId>,
+    /// See [`Self::catch_up`].
+    catching_up: bool,
+    /// Grants and records that were refused meanwhile.
+    deferred: Vec<(Envelope, TrustError)>,
     stale: bool,
     /// A keyserver was caught showing two worlds.
     split: bool,
@@ -103,6 +112,9 @@ impl Directory {
             checkpoint,
             earlier_grants: BTreeMap::new(),
             stream: Stream::default(),
+            out: BTreeSet::new(),
+            catching_up: false,
+            deferred: Vec::new(),
             stale: false,
             split: false,
             states,
@@ -201,7 +213,13 @@ impl Directory {
 
     /// A session begins: changes have to attach to what is held.
     pub(crate) fn begin_stream(&mut self) {
+        self.catching_up = false;
         self.stream = Stream::at(self.mark);
+    }
+
+    /// The session began with policies that were news: what follows is older than they are, up to the next checkpoint.
+    pub(crate) fn catch_up(&mut self) {
+        self.catching_up = true;
     }
 
     /// Takes one batch of changes. What it holds is applied as far as it is good, in order.
@@ -211,14 +229,45 @@ impl Directory {
     pub(crate) fn apply_batch(&mut self, batch: &Batch<'_>, now: Instant) -> Result<(), Gap> {
         self.stream.admit(batch)?;
         for envelope in batch.items {
-            self.apply(envelope, now);
+            self.apply_in_order(envelope, now);
         }
         self.stream.advance(batch, self.view.mesh(), &mut self.states);
         if let Some(checkpoint) = batch.checkpoint {
+            self.catching_up = false;
+            self.refuse_deferred(now);
             self.apply_checkpoint(checkpoint, now);
         }
         self.settle();
         Ok(())
+    }
+
+    /// Takes one object of a stream. What was changed before a policy that the session began with, and does not stand any
+    /// more, is history and nobody's mistake.
+    fn apply_in_order(&mut self, envelope: &Envelope, now: Instant) {
+        if envelope.kind() == Kind::TrustPolicy {
+            self.refused += self.deferred.len() as u64;
+            self.deferred.clear();
+        }
+        let Err(error) = self.try_apply(envelope, now) else { return };
+        let deferrable = matches!(envelope.kind(), Kind::NodeGrant | Kind::NodeRecord)
+            && !matches!(error, TrustError::Equivocation { .. });
+        if self.catching_up && deferrable && self.deferred.len() < MOST_DEFERRED {
+            self.deferred.push((envelope.clone(), error));
+        } else {
+            self.refuse(envelope, &error, now);
+        }
+    }
+
+    /// What no policy explained is refused after all.
+    fn refuse_deferred(&mut self, now: Instant) {
+        for (envelope, error) in std::mem::take(&mut self.deferred) {
+            self.refuse(&envelope, &error, now);
+        }
+    }
+
+    /// Nobody is out who may be granted anew in what follows.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.out.is_empty()
     }
 
     /// Takes endpoints as they come. Those of strangers and old ones are of no interest to anybody.
@@ -233,14 +282,21 @@ impl Directory {
 
     /// Takes one policy, grant, record or revocation.
     pub(crate) fn apply(&mut self, envelope: &Envelope, now: Instant) {
+        if let Err(error) = self.try_apply(envelope, now) {
+            self.refuse(envelope, &error, now);
+        }
+    }
+
+    fn try_apply(&mut self, envelope: &Envelope, now: Instant) -> Result<(), TrustError> {
         let before = self.held_grant(envelope);
         match self.view.apply(envelope) {
             Ok(Change::Nothing) => {}
             Ok(change) => self.note(&change, before, now),
             // A keyserver that was rolled back shows what was once true: said once, as STALE.
             Err(TrustError::OldSeq { .. } | TrustError::OldGeneration { .. }) if self.stale => self.refused += 1,
-            Err(error) => self.refuse(envelope, &error, now),
+            Err(error) => return Err(error),
         }
+        Ok(())
     }
 
     /// The grant that is held for the node of another one.
@@ -319,6 +375,9 @@ impl Directory {
         match change {
             Change::Grant { node, displaced } => {
                 self.earlier_grants.extend(before.filter(|(held, _)| held == node));
+                if self.out.remove(node) && self.out.is_empty() {
+                    self.alarms.clear(alarm::DROPPED);
+                }
                 for out in displaced {
                     let message =
                         format!("node {} had the name or a prefix of node {} later", out.short(), node.short());
@@ -327,8 +386,10 @@ impl Directory {
             }
             Change::Revoked { node, .. } => {
                 self.earlier_grants.remove(node);
+                self.out.remove(node);
             }
             Change::Policy { version, dropped } if !dropped.is_empty() => {
+                self.out.extend(dropped);
                 let message = format!("policy {version} no longer covers {} members", dropped.len());
                 self.alarms.raise(alarm::DROPPED, "", message, now);
             }

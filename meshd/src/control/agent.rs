@@ -30,6 +30,9 @@ use crate::identity::Identity;
 const TICK: Duration = Duration::from_secs(60);
 /// A clock that stepped back by less than this is a clock being disciplined.
 const CLOCK_TOLERANCE: UnixSeconds = 2;
+/// How long facts wait for the end of a change that puts members out and grants them anew: it comes within milliseconds, and a
+/// keyserver that does not send it gains no more than this.
+const WHOLE_WITHIN: Duration = Duration::from_secs(2);
 /// From here on an expiring grant is somebody's business.
 const EXPIRY_WARNING: UnixSeconds = 30 * 24 * 60 * 60;
 
@@ -74,6 +77,8 @@ pub(super) struct Agent {
     next_tick: Instant,
     /// Facts may differ from those given out last.
     facts_due: bool,
+    /// Until then they are not given out: tunnels would close, and open again with the next frame.
+    half: Option<Instant>,
     /// Own objects and answers: bounded by what one event causes, drained after each.
     out: VecDeque<NodeMessage>,
 }
@@ -111,6 +116,7 @@ impl Agent {
             endpoints: None,
             next_tick: now.instant,
             facts_due: true,
+            half: None,
             out: VecDeque::new(),
         };
         agent.check_clock(now);
@@ -185,10 +191,16 @@ impl Agent {
     ) {
         self.open = true;
         self.observed = Some(observed);
+        let (whole, version) = (self.directory.is_whole(), self.directory.view().policy().version);
         for policy in policies {
             self.directory.apply(policy, now.instant);
         }
+        if self.directory.view().policy().version > version {
+            self.directory.catch_up();
+        }
         self.directory.apply(own_grant, now.instant);
+        // What grants members anew follows.
+        self.wait_for_whole(whole, false, now);
         self.handle_checkpoint(checkpoint, now);
         self.take_own_grant(now);
         if let Some(record) = own_record {
@@ -203,17 +215,28 @@ impl Agent {
     }
 
     fn handle_batch(&mut self, batch: &Batch<'_>, now: Now) -> Result<(), StartOver> {
-        let before = self.checkpoint_time();
+        let (before, whole) = (self.checkpoint_time(), self.directory.is_whole());
         self.directory.apply_batch(batch, now.instant).map_err(|gap| {
             tracing::warn!(error = %gap, "directory changes do not attach");
             self.want_all = true;
             StartOver
         })?;
+        self.wait_for_whole(whole, batch.checkpoint.is_some(), now);
         self.want_all = false;
         self.confirm_if_newer(before, now);
         self.take_own_grant(now);
         self.check_own_membership(now);
         Ok(())
+    }
+
+    /// Between two frames of one change members may be out that the next one grants anew. Facts wait for the last, which
+    /// brings a checkpoint.
+    fn wait_for_whole(&mut self, was_whole: bool, last: bool, now: Now) {
+        if last || self.directory.is_whole() {
+            self.half = None;
+        } else if was_whole {
+            self.half = Some(now.instant + WHOLE_WITHIN);
+        }
     }
 
     fn handle_checkpoint(&mut self, checkpoint: &Envelope, now: Now) {
@@ -261,6 +284,7 @@ impl Agent {
     /// The session is over.
     pub(super) fn session_ended(&mut self) {
         self.open = false;
+        self.half = None;
         self.published = None;
         self.out.clear();
     }
@@ -272,7 +296,7 @@ impl Agent {
 
     /// When to call [`Self::handle_timeout`].
     pub(super) fn poll_timeout(&self) -> Instant {
-        self.next_tick
+        self.half.map_or(self.next_tick, |half| half.min(self.next_tick))
     }
 
     /// Runs what is due. Tells whether it is time to store the runtime file.
@@ -347,8 +371,12 @@ impl Agent {
         self.directory.facts(&Viewpoint { own: &own, underlay, wall: now.wall, exposed })
     }
 
-    /// Takes the flag that facts may have changed.
-    pub(super) fn take_facts_due(&mut self) -> bool {
+    /// Takes the flag that facts may have changed, and may be given out.
+    pub(super) fn take_facts_due(&mut self, now: Now) -> bool {
+        if self.half.is_some_and(|until| now.instant < until) {
+            return false;
+        }
+        self.half = None;
         std::mem::take(&mut self.facts_due)
     }
 

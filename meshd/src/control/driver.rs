@@ -303,7 +303,7 @@ impl Driver {
 
     fn tell(&mut self, outlets: &Outlets) {
         let now = now();
-        if self.agent.take_facts_due() {
+        if self.agent.take_facts_due(now) {
             let facts = self.agent.facts(now);
             outlets.facts.send_if_modified(|held| {
                 **held != facts && {

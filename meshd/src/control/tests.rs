@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
+mod issuer;
 mod rotation;
 
 use std::net::SocketAddr;

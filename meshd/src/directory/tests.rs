@@ -8,7 +8,7 @@ use mesh_protocol::envelope::NO_MESH;
 use mesh_protocol::id::{MeshId, Name};
 use mesh_protocol::key::{KemPublic, SigningKey, TunnelSecret};
 use mesh_protocol::record::{
-    ClusterScope, Endpoints, EpochKey, Issuer, KemKey, NodeRecord, PostQuantum, Revocation, TrustPolicy,
+    ClusterScope, Endpoints, EpochKey, FormerKey, Issuer, KemKey, NodeRecord, PostQuantum, Revocation, TrustPolicy,
 };
 use mesh_protocol::trust::next_state;
 use proptest::prelude::*;
@@ -21,6 +21,7 @@ pub(crate) const START: UnixSeconds = 1_800_000_000;
 pub(crate) struct World {
     pub(crate) mesh: MeshId,
     key: SigningKey,
+    issuer: SigningKey,
     pub(crate) history: Vec<Envelope>,
     states: Vec<Hash>,
     serial: u64,
@@ -70,7 +71,16 @@ impl World {
         let hash = envelope.hash(NO_MESH);
         let states = vec![next_state(Hash([0; 32]), hash)];
         let mesh = MeshId(hash.0);
-        Self { mesh, key, history: vec![envelope], states, serial: 0, epoch: 7, revocations: vec![] }
+        Self {
+            mesh,
+            issuer: key.clone(),
+            key,
+            history: vec![envelope],
+            states,
+            serial: 0,
+            epoch: 7,
+            revocations: vec![],
+        }
     }
 
     fn push(&mut self, envelope: Envelope) -> Envelope {
@@ -109,7 +119,27 @@ impl World {
             lifts: None,
             external: false,
         };
-        let envelope = Envelope::seal(self.mesh, &grant, &[&self.key]);
+        let envelope = Envelope::seal(self.mesh, &grant, &[&self.issuer]);
+        self.push(envelope)
+    }
+
+    /// As [`Self::grant`], by the key that had the issuer's place first.
+    pub(crate) fn grant_by_former(&mut self, number: u8, generation: u64) -> Envelope {
+        let present = std::mem::replace(&mut self.issuer, self.key.clone());
+        let envelope = self.grant(number, generation);
+        self.issuer = present;
+        envelope
+    }
+
+    /// The policy that gives the issuer another key; its former one stands up to these numbers.
+    pub(crate) fn replace_issuer(&mut self, generation: u64, serial: u64) -> Envelope {
+        let mut policy: TrustPolicy = self.history[0].unverified().unwrap();
+        (policy.version, policy.previous) = (2, Some(self.history[0].hash(NO_MESH)));
+        self.issuer = SigningKey::from_seed([98; 32]);
+        let issuer = &mut policy.issuers[0];
+        issuer.former = vec![FormerKey { key: issuer.key, generation, serial }];
+        issuer.key = self.issuer.verify_key();
+        let envelope = Envelope::seal(self.mesh, &policy, &[&self.key]);
         self.push(envelope)
     }
 

@@ -161,8 +161,13 @@ impl Talk {
             return;
         }
         listing.after = page.members.last().map(|last| last.node);
-        let others = page.members.iter().filter(|member| member.node != own.node);
-        listing.wants = others.flat_map(|member| missing_of(member, directory)).collect();
+        // Of itself a node lacks a grant at most: what it says it knows.
+        let own_grant = |want: &Want| *want == Want::Grant { node: own.node };
+        let wanted = page.members.iter().flat_map(|member| {
+            let wants = missing_of(member, directory).into_iter();
+            wants.filter(move |want| member.node != own.node || own_grant(want))
+        });
+        listing.wants = wanted.collect();
     }
 
     /// Where the peer stands whose members are being listed.
