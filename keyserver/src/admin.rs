@@ -1,5 +1,7 @@
 //! The operators' Unix socket: JSON lines, this user only.
 
+mod issuer;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
@@ -184,6 +186,10 @@ async fn answer(stream: &mut UnixStream, writer: &Operator, about: &About, text:
                 (Err(refusal), ..) => send(stream, &failed(refusal)).await,
             }
         }
+        AdminRequest::IssuerRotate { stolen, wait } => issuer::rotate(stream, writer, stolen, wait_of(wait)).await,
+        AdminRequest::IssuerFinish { leave_absent, wait } => {
+            issuer::finish(stream, writer, leave_absent, wait_of(wait)).await
+        }
         AdminRequest::RotationFollow { job, wait } => follow_rotation(stream, writer, job, wait_of(wait)).await,
         AdminRequest::AuditExport { from } => export_audit(stream, writer, from).await,
         request => {
@@ -216,6 +222,8 @@ fn words(request: &AdminRequest) -> (&'static str, bool) {
         AdminRequest::Rotate { order, .. } => ("rotate", !order.dry_run),
         AdminRequest::RotationFollow { .. } => ("rotation follow", false),
         AdminRequest::TransportRotate { .. } => ("transport rotate", true),
+        AdminRequest::IssuerRotate { .. } => ("issuer rotate", true),
+        AdminRequest::IssuerFinish { .. } => ("issuer finish", true),
         AdminRequest::RotationList => ("rotation list", false),
         AdminRequest::RotationChange { .. } => ("rotation change", true),
     }
@@ -293,6 +301,8 @@ async fn one_answer(
         AdminRequest::NodeRevoke { .. }
         | AdminRequest::RotationFollow { .. }
         | AdminRequest::TransportRotate { .. }
+        | AdminRequest::IssuerRotate { .. }
+        | AdminRequest::IssuerFinish { .. }
         | AdminRequest::AuditExport { .. } => Ok(bad_request("has more than one answer".to_owned())),
     })
 }
@@ -306,6 +316,7 @@ async fn status(writer: &Operator, about: &About) -> Result<AdminReply, Stopped>
         trust: status.trust.to_owned(),
         revokes: status.revokes,
         pending: status.pending,
+        issuers: status.issuers,
         policy_version: status.policy_version,
         position: status.position,
         listen: about.listen.clone(),

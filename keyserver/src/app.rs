@@ -110,6 +110,7 @@ pub(crate) fn load(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Dir
     let directory = Directory::load(Box::new(store), keys, settings, watermark, metrics);
     let mut directory = directory.with_context(|| format!("read the directory from store {}", path.display()))?;
     directory.keep_audit_in(config.dir.join("audit"));
+    directory.keep_keys_in(config.keys_dir());
     let policies: Vec<&TrustPolicy> = directory.view().policies().iter().map(|policy| &policy.object).collect();
     belong_together(config, &held, &policies)?;
     directory.retire_keys();
@@ -121,6 +122,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let (metrics, registry) = Metrics::new();
     let mut directory = load(&config, metrics.clone())?;
     transport::finish(&config, &mut directory).context("rotate the transport key")?;
+    directory.take_issuer_key();
     let transport = Keys::load(&config.keys_dir())?.transport;
     let writer = Writer::start(directory).context("start the writer")?;
     let mut parts = JoinSet::new();

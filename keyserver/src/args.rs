@@ -158,6 +158,44 @@ JSON: {\"policy_version\", \"online\", \"confirmed\", \"waiting\": [..], \"offli
         #[arg(long)]
         json: bool,
     },
+    /// Replace the key that grants; no node joins anew, no packet is lost
+    ///
+    /// The keyserver, which has to be running, makes the next key, names it in the trust policy with the one in use as its
+    /// former key, and grants every node anew. What the former key granted stands until then; its join tokens are void. Run
+    /// again it says how far that is; with --finish the former key leaves the policy and is good for nothing. Ended at any
+    /// step, by whatever, it goes on with the keyserver's next start, or when it is run again.
+    ///
+    /// Where the policy is signed elsewhere it says which meshctl policy propose to run; where the issuer's key is elsewhere
+    /// too, everything is done by files (docs/operating.md).
+    #[command(after_help = "Examples:
+  keyserver keys rotate issuer
+  keyserver keys rotate issuer --finish
+  keyserver keys rotate issuer --finish --leave-absent
+  keyserver keys rotate issuer --stolen
+
+JSON: {\"policy_version\", \"issuer\", \"former\": [{\"key\", \"generation\", \"serial\"}], \"total\", \"holding\", \
+\"waiting\": [..], \"absent\": [..], \"ungranted\": [..], \"voided_tokens\", \"done\"}
+Exit status: 0 if every connected node holds a grant of the new key")]
+    Issuer {
+        /// Configuration file
+        #[arg(long, value_name = "FILE", default_value = "/etc/mesh-keyserver/keyserver.toml")]
+        config: PathBuf,
+        /// The key in use is in other hands: nothing that it signed stands, and every node is granted anew at once
+        #[arg(long, conflicts_with = "finish")]
+        stolen: bool,
+        /// Take the former key out of the policy, once every node is through
+        #[arg(long)]
+        finish: bool,
+        /// Also while nodes are away: they get their grants when they come, and need not join again
+        #[arg(long, requires = "finish")]
+        leave_absent: bool,
+        /// How long to wait for connected nodes; with --finish for all, unless --leave-absent
+        #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+        wait: Duration,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// [`PostQuantum`] on the command line.

@@ -13,6 +13,7 @@ mod draft;
 mod enrol;
 mod grant;
 mod history;
+mod issuer;
 mod pending;
 mod policy;
 mod publish;
@@ -29,6 +30,7 @@ mod transport;
 mod watch;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -62,6 +64,9 @@ const KEPT_REVISIONS: u64 = 10_000;
 /// Alarms kept for `status`; the oldest goes first.
 const MAX_ALARMS: usize = 32;
 
+/// Part of the alarm about nodes that a change put out.
+const NODES_OUT: &str = "nodes are out after a change";
+
 /// What a directory is told once.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -91,6 +96,10 @@ pub(crate) struct Directory {
     compacted: u64,
     hub: Hub,
     rotations: rotate::Jobs,
+    /// Where the issuer's next key is.
+    keys_dir: Option<PathBuf>,
+    /// When nodes are granted anew that hold a grant of a key which their issuer had before; `None`: there are none.
+    anew_due: Option<Instant>,
     /// What is kept for nodes that wait for an issuer elsewhere; the store has the same.
     reservations: Reservations,
     publishers: BTreeMap<NodeId, publish::Allowance>,
@@ -128,6 +137,8 @@ impl Directory {
             offer: None,
             compacted: 0,
             rotations,
+            keys_dir: None,
+            anew_due: Some(Instant::now()),
             reservations,
             publishers: BTreeMap::new(),
             alarms: Vec::new(),
@@ -191,6 +202,18 @@ impl Directory {
         compare: Vec<Compare>,
         operations: Vec<Operation>,
     ) -> Result<Change, ChangeError> {
+        let change = self.change_keeping_sessions(envelope, compare, operations)?;
+        self.close_sessions_after(&change);
+        Ok(change)
+    }
+
+    /// As [`Self::change`]; of nodes that it puts out the caller closes the sessions.
+    fn change_keeping_sessions(
+        &mut self,
+        envelope: &Envelope,
+        compare: Vec<Compare>,
+        operations: Vec<Operation>,
+    ) -> Result<Change, ChangeError> {
         self.writable()?;
         let deeds = self.deeds_of_change(envelope, &operations);
         let change = self.history.view.apply(envelope).map_err(ChangeError::Judged)?;
@@ -206,7 +229,9 @@ impl Directory {
         self.history.push(envelope.clone());
         self.hub.changed(envelope.clone());
         self.keep_watermark();
-        self.close_sessions_after(&change);
+        if let Change::Policy { .. } = change {
+            self.anew_due = Some(Instant::now());
+        }
         Ok(change)
     }
 
@@ -216,7 +241,7 @@ impl Directory {
         if out.is_empty() {
             return;
         }
-        self.alarm(format!("{} nodes are out after a change of policy or grants", out.len()));
+        self.alarm(format!("{} {NODES_OUT} of policy or grants", out.len()));
         self.flush();
         for node in out {
             self.hub.remove(*node);
@@ -316,9 +341,15 @@ impl Directory {
         self.metrics.alarms.set(i64::try_from(self.alarms.len()).unwrap_or(i64::MAX));
     }
 
+    /// What alarms with this in their text told of is over.
+    fn forget_alarm(&mut self, part: &str) {
+        self.alarms.retain(|alarm| !alarm.contains(part));
+        self.metrics.alarms.set(i64::try_from(self.alarms.len()).unwrap_or(i64::MAX));
+    }
+
     /// When [`Self::tick`] wants to be called next.
     pub(crate) fn next_tick(&self) -> Instant {
-        self.rotations_due().map_or(self.hub.due(), |due| due.min(self.hub.due()))
+        [self.rotations_due(), self.anew_due].into_iter().flatten().fold(self.hub.due(), Instant::min)
     }
 
     /// Shows what is due: changes gathered for 50 ms, and a checkpoint each minute.
@@ -327,6 +358,9 @@ impl Directory {
             self.flush();
         }
         self.drive_rotations();
+        if self.anew_due.is_some_and(|due| due <= Instant::now()) {
+            self.grant_anew();
+        }
         if self.hub.minute_due() {
             self.renew_grants();
             self.release_reservations();

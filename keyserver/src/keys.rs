@@ -103,6 +103,14 @@ impl Keys {
     }
 }
 
+/// Reads one, if it is there, with the credential that systemd hands over if there is one.
+pub(crate) fn load_optional(folder: &Path, name: &str) -> Result<Option<SigningKey>, KeyFileError> {
+    match read(folder, name, seal()?.as_ref()) {
+        Err(KeyFileError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 /// Reads one that is never sealed, if it is there: the command that made it has no credential.
 pub(crate) fn read_plain(folder: &Path, name: &str) -> Result<Option<SigningKey>, KeyFileError> {
     match read(folder, name, None) {

@@ -9,9 +9,11 @@
 mod admin;
 mod app;
 mod args;
+mod ask;
 mod config;
 mod directory;
 mod init;
+mod issuer;
 mod join;
 mod keys;
 mod listen;
@@ -116,6 +118,10 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Verify { config, json } => verify::verify(&Config::load(&config)?, json),
         Command::Keys(Keys::Rotate(Rotate::Transport { config, wait, json })) => {
             transport::rotate(&Config::load(&config)?, wait, json)
+        }
+        Command::Keys(Keys::Rotate(Rotate::Issuer { config, stolen, finish, leave_absent, wait, json })) => {
+            let order = issuer::Order { stolen, finish, leave_absent, wait, json };
+            issuer::rotate(&Config::load(&config)?, order)
         }
         Command::Resume { config } => resume::resume(&Config::load(&config)?),
         Command::Completion { shell } => {

@@ -11,18 +11,17 @@
 //! of it hears of the policy from its peers, inside the tunnels.
 
 use std::fs;
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use mesh_protocol::admin::{AdminReply, AdminRequest, TransportRotation};
 use mesh_protocol::key::VerifyKey;
-use mesh_protocol::line;
 use tracing::warn;
 
+use crate::ask;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::keys;
@@ -33,8 +32,6 @@ const NEXT: &str = "transport.next";
 const OLD: &str = "transport.old";
 /// The key in use.
 const CURRENT: &str = "transport";
-/// How much longer than it was asked to wait the keyserver may take.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Makes the next key and has the running keyserver name it in the policy.
 pub(crate) fn rotate(config: &Config, wait: Duration, json: bool) -> anyhow::Result<()> {
@@ -52,7 +49,10 @@ pub(crate) fn rotate(config: &Config, wait: Duration, json: bool) -> anyhow::Res
     let key = next.verify_key();
     let wait_millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
     let request = AdminRequest::TransportRotate { next: key, wait: wait_millis };
-    let told = ask(&config.admin_socket, &request, wait + PATIENCE);
+    let told = ask::last_answer(&config.admin_socket, &request, wait).and_then(|reply| match reply {
+        AdminReply::TransportRotation(told) => Ok(told),
+        _ => bail!("it answered another question"),
+    });
     let told = told.with_context(|| {
         format!("name the next key in the trust policy (elsewhere: meshctl policy propose --add-keyserver {key})")
     })?;
@@ -143,21 +143,4 @@ fn old_key(path: &Path) -> anyhow::Result<Option<VerifyKey>> {
 
 fn sync(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
-}
-
-/// One request to the running keyserver; its last answer.
-fn ask(socket: &Path, request: &AdminRequest, patience: Duration) -> anyhow::Result<TransportRotation> {
-    let mut stream = UnixStream::connect(socket)
-        .with_context(|| format!("reach the keyserver at {}: it has to be running", socket.display()))?;
-    stream.set_read_timeout(Some(patience))?;
-    stream.write_all(&line::encode(request)?)?;
-    for text in BufReader::new(stream).lines() {
-        match line::decode(text?.as_bytes())? {
-            AdminReply::TransportRotation(told) if told.done => return Ok(told),
-            AdminReply::TransportRotation(_) => {}
-            AdminReply::Error(error) => return Err(error.into()),
-            _ => bail!("it answered another question"),
-        }
-    }
-    bail!("it closed the connection before it answered; look at its log")
 }

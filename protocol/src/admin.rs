@@ -1,5 +1,6 @@
 //! What `meshctl` says to a keyserver over its root-only Unix socket: [JSON lines](crate::line).
 
+mod issuer;
 mod rotation;
 
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +13,7 @@ use crate::audit::AuditHead;
 use crate::id::{MeshId, Name, NodeId, Position, TokenId};
 use crate::key::VerifyKey;
 
+pub use issuer::{FormerIssuer, IssuerProgress};
 pub use rotation::{
     KeyPhase, LONGEST_WAIT, NodeKeys, PlannedRotation, RotationChange, RotationFailure, RotationJob, RotationOrder,
     RotationState, TransportRotation,
@@ -142,6 +144,24 @@ pub enum AdminRequest {
         /// Milliseconds to wait for nodes that are connected.
         wait: u64,
     },
+    /// Give the issuer whose key lies at the keyserver another key; again: follow that. Answers: [`AdminReply::Issuer`], the
+    /// last one `done`.
+    IssuerRotate {
+        /// Nothing that the key before signed stands.
+        #[serde(default)]
+        stolen: bool,
+        /// Milliseconds to wait for nodes that are connected.
+        wait: u64,
+    },
+    /// Take the former keys of that issuer out of the policy, once its nodes are through. Answers: [`AdminReply::Issuer`], the
+    /// last one `done`.
+    IssuerFinish {
+        /// Also while nodes are not connected that hold a grant of a former key.
+        #[serde(default)]
+        leave_absent: bool,
+        /// Milliseconds to wait for nodes that are connected.
+        wait: u64,
+    },
     /// Answer: [`AdminReply::Rotations`].
     RotationList,
     /// Hold a job, let it go on, or end it. Answer: [`AdminReply::Rotations`] with those that changed, without nodes.
@@ -226,6 +246,9 @@ pub enum AdminReply {
         needed: u32,
         /// Nodes that it does not cover any more: they are out.
         dropped: u32,
+        /// Grants that wait for an issuer elsewhere.
+        #[serde(default)]
+        pending: u32,
     },
     /// Grants that wait for an issuer, in the order of their serials.
     GrantsPending {
@@ -298,6 +321,8 @@ pub enum AdminReply {
     },
     /// How far it is that nodes know the keyserver's next key. Progress until `done`.
     TransportRotation(TransportRotation),
+    /// How far nodes are with an issuer's present key. Progress until `done`.
+    Issuer(IssuerProgress),
     /// What a rotation would do.
     RotationPlan {
         /// In the order in which they would be asked.
@@ -318,6 +343,7 @@ impl AdminReply {
     pub fn is_final(&self) -> bool {
         match self {
             Self::TransportRotation(told) => told.done,
+            Self::Issuer(told) => told.done,
             Self::Revocation { done, .. } | Self::Rotation { done, .. } | Self::Audit { done, .. } => *done,
             _ => true,
         }
@@ -335,8 +361,11 @@ pub struct PendingStatus {
     pub cluster: Name,
     /// The key that has to sign.
     pub issuer: VerifyKey,
-    /// A member whose grant comes to its end; else a node that waits to get in.
+    /// A member whose grant comes to its end, or is of a key that its issuer had before; else a node that waits to get in.
     pub renewal: bool,
+    /// What it has was signed by a stolen key.
+    #[serde(default)]
+    pub regrant: bool,
     /// Prefixes reserved for it.
     pub prefixes: Vec<IpNet>,
     /// Its serial.
@@ -371,6 +400,9 @@ pub struct KeyserverStatus {
     /// Grants that wait for an issuer.
     #[serde(default)]
     pub pending: u32,
+    /// Issuers that have another key and whose former one is named in the policy still.
+    #[serde(default)]
+    pub issuers: Vec<IssuerProgress>,
     /// Newest policy.
     pub policy_version: u64,
     /// Where the directory stands.

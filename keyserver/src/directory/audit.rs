@@ -143,7 +143,8 @@ impl Directory {
     }
 
     fn deed_of_grant(&self, grant: &NodeGrant, operations: &[Operation]) -> Deed {
-        let held = self.view().member(grant.node).map(|member| &member.grant.object);
+        let fallen = || self.view().fallen().find(|(node, _)| **node == grant.node).map(|(_, member)| member);
+        let held = self.view().member(grant.node).or_else(fallen).map(|member| &member.grant.object);
         let same = held.is_some_and(|held| held.name == grant.name && held.prefixes().eq(grant.prefixes()));
         let action = match (grant.lifts.is_some(), same) {
             (true, _) if held.is_none() => "restore",
@@ -196,7 +197,7 @@ impl Directory {
             keys("revokers", held.revokers.len(), policy.revokers.len()),
             keys("keyserver keys", held.keyservers.len(), policy.keyservers.len()),
         ];
-        let changed: Vec<String> = changed.into_iter().flatten().collect();
+        let changed: Vec<String> = changed.into_iter().flatten().chain(issuer_words(held, policy)).collect();
         self.deed("policy", format!("policy {}", policy.version), changed.join("; "), None)
     }
 
@@ -356,6 +357,19 @@ fn read_file(folder: &Path, from_entry: u64) -> io::Result<Vec<String>> {
         }
     }
     Err(io::Error::new(io::ErrorKind::NotFound, "was a file removed?"))
+}
+
+/// Keys of issuers that others took the place of, and those that are no more.
+fn issuer_words(held: &TrustPolicy, policy: &TrustPolicy) -> Vec<String> {
+    let before: Vec<_> = held.issuers.iter().flat_map(|issuer| &issuer.former).collect();
+    let after: Vec<_> = policy.issuers.iter().flat_map(|issuer| &issuer.former).collect();
+    let new = policy.issuers.iter().flat_map(|issuer| issuer.former.iter().map(move |former| (issuer, former)));
+    let new = new.filter(|(_, former)| !before.contains(former)).map(|(issuer, former)| {
+        let stolen = if former.stands() { "" } else { " as stolen" };
+        format!("issuer {} replaced by {}{stolen}", former.key.id().short(), issuer.key.id().short())
+    });
+    let gone = before.iter().filter(|former| !after.iter().any(|named| named.key == former.key));
+    new.chain(gone.map(|former| format!("former issuer {} forgotten", former.key.id().short()))).collect()
 }
 
 #[cfg(test)]

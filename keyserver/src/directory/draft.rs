@@ -44,7 +44,7 @@ impl Directory {
         Ok(NodeGrant {
             node,
             identity: claim.identity,
-            generation: self.next_generation(node),
+            generation: self.view().next_generation(node, &limits.cluster),
             name: claim.name.clone(),
             cluster: limits.cluster.clone(),
             route_group: None,
@@ -163,10 +163,6 @@ impl Directory {
             .take(MAX_LOOKED_AT)
             .find(free)
             .ok_or_else(|| refusal(RefusalCode::Exhausted, format!("no free address is left in the mesh pool {pool}")))
-    }
-
-    fn next_generation(&self, node: NodeId) -> u64 {
-        self.view().seen().find(|seen| seen.node == node).map_or(1, |seen| seen.generation + 1)
     }
 }
 

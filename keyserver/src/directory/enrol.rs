@@ -186,6 +186,11 @@ impl Directory {
                 format!("node {} is revoked up to generation {up_to}: join with a new identity", node.short()),
             ));
         }
+        if self.view().fallen().next().is_some() {
+            let message = "nodes wait to be granted anew, because an issuer's key was stolen: nobody else may take their \
+                           places, try again when that is done";
+            return Err(refusal(RefusalCode::Busy, message));
+        }
         let grant = self.draft(claim, node, &known.limits)?;
         let until = grant.issued.saturating_add(super::reserve::RESERVED_FOR);
         let reason = GrantReason::Join {

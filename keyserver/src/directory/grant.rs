@@ -38,22 +38,26 @@ impl Directory {
     pub(super) fn renew_grant_of(&mut self, node: NodeId) {
         let now = unix_now();
         let Some(held) = self.view().member(node).map(|member| member.grant.object.clone()) else { return };
-        if !self.signs_for(&held.cluster) || self.behind.is_some() || !is_due(&held, now) {
+        if !self.signs_for(&held.cluster) || self.behind.is_some() || !self.is_due(&held, now) {
             return;
         }
-        let renewed = self.renewed(&held, now);
+        // Refused: it is in the log, and the old one goes on.
+        let _ = self.grant_after(&held);
+    }
+
+    /// Signs and stores the grant after `held`; whether that worked.
+    pub(super) fn grant_after(&mut self, held: &NodeGrant) -> Result<(), Refusal> {
+        let renewed = self.renewed(held, unix_now());
         let name = renewed.name.clone();
-        let result = match self.seal_grant(&renewed) {
-            Ok(envelope) => self
-                .change(&envelope, Vec::new(), Vec::new())
-                .map(|_| ())
-                .map_err(|error| error.into_refusal(RefusalCode::OutOfScope)),
-            Err(refusal) => Err(refusal),
-        };
-        match result {
-            Ok(()) => info!(node = %name, "grant renewed"),
+        let changed = self.seal_grant(&renewed).and_then(|envelope| {
+            let changed = self.change(&envelope, Vec::new(), Vec::new());
+            changed.map_err(|error| error.into_refusal(RefusalCode::OutOfScope))
+        });
+        match &changed {
+            Ok(_) => info!(node = %name, "grant renewed"),
             Err(error) => warn!(node = %name, %error, "grant not renewed, the old one goes on"),
         }
+        changed.map(|_| ())
     }
 
     /// The grant after `held`: more time, everything else as it was, its place in the order of serials too.
@@ -61,7 +65,7 @@ impl Directory {
         let life = self.settings.grant_life.as_secs().min(self.longest_grant(held));
         let required = self.view().policy().pq == PostQuantum::Required;
         NodeGrant {
-            generation: held.generation + 1,
+            generation: self.view().next_generation(held.node, &held.cluster),
             issued: now,
             expires: now.saturating_add(life),
             pq: if required { PostQuantum::Required } else { held.pq },
@@ -71,7 +75,7 @@ impl Directory {
 
     pub(super) fn renew_grants(&mut self) {
         let now = unix_now();
-        let due = self.view().members().filter(|(_, member)| is_due(&member.grant.object, now));
+        let due = self.view().members().filter(|(_, member)| self.is_due(&member.grant.object, now));
         let due = due.filter(|(_, member)| self.signs_for(&member.grant.object.cluster));
         let due: Vec<NodeId> = due.map(|(node, _)| *node).take(RENEWED_AT_ONCE).collect();
         for node in due {
@@ -82,10 +86,10 @@ impl Directory {
     fn longest_grant(&self, grant: &NodeGrant) -> u64 {
         self.view().policy().cluster(&grant.cluster).map_or(0, |(issuer, _)| issuer.longest_grant)
     }
-}
 
-/// Two thirds of its life are over.
-pub(super) fn is_due(grant: &NodeGrant, now: u64) -> bool {
-    let life = grant.expires.saturating_sub(grant.issued);
-    now >= grant.issued.saturating_add(life / 3 * 2)
+    /// Two thirds of its life are over, or its issuer has another key since.
+    pub(super) fn is_due(&self, grant: &NodeGrant, now: u64) -> bool {
+        let life = grant.expires.saturating_sub(grant.issued);
+        now >= grant.issued.saturating_add(life / 3 * 2) || self.view().is_former(grant)
+    }
 }

@@ -39,7 +39,8 @@ impl Directory {
             }
         }
         let now = unix_now();
-        let due = self.view().members().filter(|(_, member)| super::grant::is_due(&member.grant.object, now));
+        let due = self.view().members().filter(|(_, member)| self.is_due(&member.grant.object, now));
+        let due = due.chain(self.view().fallen());
         let due = due.filter(|(_, member)| !self.signs_for(&member.grant.object.cluster));
         requests.extend(due.map(|(_, member)| GrantRequest {
             grant: self.renewed(&member.grant.object, now),
@@ -60,6 +61,7 @@ impl Directory {
             cluster: grant.cluster.clone(),
             issuer: self.issuer_of(&grant.cluster)?,
             renewal: matches!(request.reason, GrantReason::Renewal { .. }),
+            regrant: self.view().is_regrant(request),
             prefixes: grant.prefixes().collect(),
             serial: grant.serial,
             until: request.until,
@@ -93,6 +95,7 @@ impl Directory {
             return Err(refusal(RefusalCode::BadMessage, message));
         }
         self.writable()?;
+        let some_fell = self.view().fallen().next().is_some();
         let mut imported = Vec::new();
         for envelope in &file.grants {
             let grant: NodeGrant = envelope.unverified().map_err(|error| {
@@ -100,6 +103,9 @@ impl Directory {
             })?;
             let error = self.import_grant(envelope, &grant).err().map(|refusal| refusal.message);
             imported.push(ImportedGrant { name: grant.name, error });
+        }
+        if some_fell && self.view().fallen().next().is_none() {
+            self.forget_alarm(super::NODES_OUT);
         }
         Ok(imported)
     }
@@ -110,6 +116,14 @@ impl Directory {
         if member.is_some_and(|member| member.grant.hash == hash) {
             return Ok(());
         }
+        if self.view().is_former(grant) {
+            let message = "its issuer has another key since it was signed: have that one sign, from a new 'meshctl grant \
+                           list-pending'";
+            return Err(refusal(RefusalCode::OutOfScope, message));
+        }
+        let fallen = self.view().fallen().find(|(node, _)| **node == grant.node).map(|(_, member)| member);
+        let renews = member.is_some_and(|member| is_renewal(&member.grant.object, grant))
+            || fallen.is_some_and(|member| has_its_place(&member.grant.object, grant));
         let mut operations = Vec::new();
         if let Some(request) = self.reservations.get(grant.node).cloned() {
             if request.grant != *grant {
@@ -119,7 +133,7 @@ impl Directory {
                 return Err(refusal(RefusalCode::Token, "its join token was voided"));
             }
             operations.push(Operation::Delete(layout::reservation(grant.node)));
-        } else if !member.is_some_and(|member| is_renewal(&member.grant.object, grant)) {
+        } else if !renews {
             let message = "nothing is reserved for it: it waited too long, or was rejected";
             return Err(refusal(RefusalCode::Token, message));
         }
@@ -155,5 +169,9 @@ impl Directory {
 }
 
 fn is_renewal(held: &NodeGrant, grant: &NodeGrant) -> bool {
-    grant.generation > held.generation && grant.name == held.name && grant.prefixes().eq(held.prefixes())
+    grant.generation > held.generation && has_its_place(held, grant)
+}
+
+fn has_its_place(held: &NodeGrant, grant: &NodeGrant) -> bool {
+    grant.name == held.name && grant.prefixes().eq(held.prefixes())
 }

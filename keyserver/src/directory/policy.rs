@@ -18,10 +18,18 @@ const NAMED: usize = 8;
 impl Directory {
     /// Signs the policy after the newest one, with what `amend` changes.
     pub(super) fn amend_policy(&mut self, amend: impl FnOnce(&mut TrustPolicy)) -> Result<(), Refusal> {
+        let change = self.amend_policy_keeping_sessions(amend)?;
+        self.close_sessions_after(&change);
+        Ok(())
+    }
+
+    /// As [`Self::amend_policy`]; of nodes that it puts out the caller closes the sessions.
+    pub(super) fn amend_policy_keeping_sessions(
+        &mut self,
+        amend: impl FnOnce(&mut TrustPolicy),
+    ) -> Result<Change, Refusal> {
         let held = self.view().policy();
-        let root =
-            self.keys.root.as_ref().filter(|root| held.threshold == 1 && held.roots.contains(&root.verify_key()));
-        let root = root.ok_or_else(|| {
+        let root = self.sole_root().ok_or_else(|| {
             let message = "the policy is not signed on this machine: change it with 'meshctl policy propose', have its \
                            roots sign that, and 'meshctl policy import' it";
             refusal(RefusalCode::Unavailable, message)
@@ -35,8 +43,14 @@ impl Directory {
         if envelope.payload().len() > mesh_protocol::envelope::MAX_PAYLOAD_BYTES {
             return Err(refusal(RefusalCode::Exhausted, "the trust policy would be too large: too many clusters"));
         }
-        let changed = self.change(&envelope, Vec::new(), Vec::new());
-        changed.map(|_| ()).map_err(|error| error.into_refusal(RefusalCode::BadMessage))
+        let changed = self.change_keeping_sessions(&envelope, Vec::new(), Vec::new());
+        changed.map_err(|error| error.into_refusal(RefusalCode::BadMessage))
+    }
+
+    /// The root that lies here, if it signs policies alone.
+    pub(super) fn sole_root(&self) -> Option<&SigningKey> {
+        let held = self.view().policy();
+        self.keys.root.as_ref().filter(|root| held.threshold == 1 && held.roots.contains(&root.verify_key()))
     }
 
     /// Adopts a policy once enough roots have signed it. Without `drop_nodes` one that leaves nodes outside is refused.
@@ -46,15 +60,16 @@ impl Directory {
         let policy: TrustPolicy = file.proposal.unverified().map_err(|error| bad(error.to_string()))?;
         self.writable()?;
         let (signed, needed) = self.signatures(&file.proposal);
-        let reply = |adopted, dropped: usize| AdminReply::Policy {
+        let reply = |adopted, dropped: usize, pending: usize| AdminReply::Policy {
             version: policy.version,
             adopted,
             signed,
             needed,
             dropped: u32::try_from(dropped).unwrap_or(u32::MAX),
+            pending: u32::try_from(pending).unwrap_or(u32::MAX),
         };
         if signed < needed && policy.version > self.view().policy().version {
-            return Ok(reply(false, 0));
+            return Ok(reply(false, 0, 0));
         }
         if policy.version > self.view().policy().version
             && !policy.keyservers.contains(&self.keys.transport.verify_key())
@@ -69,17 +84,21 @@ impl Directory {
             let more = if out.len() > NAMED { ", .." } else { "" };
             let message = format!(
                 "it does not cover {} nodes any more, which would be out at once ({}{more}): if that is meant, import it \
-                 with --drop-nodes",
+                 with --drop-nodes; nodes of a stolen key are out until its successor has granted to them anew",
                 out.len(),
                 names.join(", ")
             );
             return Err(refusal(RefusalCode::Taken, message));
         }
-        let changed = self.change(&file.proposal, Vec::new(), Vec::new());
-        changed.map_err(|error| error.into_refusal(RefusalCode::BadMessage))?;
+        let changed = self.change_keeping_sessions(&file.proposal, Vec::new(), Vec::new());
+        let change = changed.map_err(|error| error.into_refusal(RefusalCode::BadMessage))?;
         info!(version = policy.version, dropped = out.len(), "trust policy adopted");
+        self.take_issuer_key();
         self.retire_keys();
-        Ok(reply(true, out.len()))
+        self.follow_issuers(&change);
+        let still_out = out.iter().filter(|name| self.view().member_named(name).is_none()).count();
+        let pending = self.pending_grants()?.0.len();
+        Ok(reply(true, still_out, pending))
     }
 
     /// Roots of the newest policy that have signed, and how many have to.

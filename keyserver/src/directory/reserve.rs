@@ -152,6 +152,25 @@ impl Directory {
         }
     }
 
+    /// Frees what was kept for nodes whose token a key signed that their issuer had before; gives their names.
+    pub(super) fn release_tokens_of_former_keys(&mut self) -> Vec<Name> {
+        let is_former = |request: &GrantRequest| {
+            let issuer = self.view().policy().cluster(&request.grant.cluster).map(|(issuer, _)| issuer);
+            let GrantReason::Join { limits, .. } = &request.reason else { return false };
+            issuer.is_some_and(|issuer| limits.signers().any(|id| issuer.former_key(id).is_some()))
+        };
+        let waiting = self.reservations.0.values().filter(|request| is_former(request)).map(|request| &request.grant);
+        let over: Vec<(NodeId, Name)> = waiting.map(|grant| (grant.node, grant.name.clone())).collect();
+        let mut released = Vec::new();
+        for (node, name) in over {
+            match self.reject(node) {
+                Ok(_) => released.push(name),
+                Err(error) => warn!(node = %name, %error, "reservation not released"),
+            }
+        }
+        released
+    }
+
     /// Ends a node's waiting: it is told so when it asks again, and its use of the token counts.
     pub(super) fn reject(&mut self, node: NodeId) -> Result<GrantRequest, Refusal> {
         self.writable()?;
@@ -163,7 +182,7 @@ impl Directory {
         }
         self.commit(&Txn { then, ..Txn::default() })?;
         self.forget_reservation(node);
-        warn!(node = %request.grant.name, "an operator rejected the node");
+        warn!(node = %request.grant.name, "waits no more for its grant");
         Ok(request)
     }
 

@@ -17,7 +17,7 @@ impl Directory {
         let longest = self.view().policy().cluster(&held.cluster).map(|(issuer, _)| issuer.longest_grant);
         let longest = longest.ok_or_else(|| self.no_such_cluster(&held.cluster))?;
         let issued = unix_now();
-        let generation = self.view().seen().find(|seen| seen.node == held.node).map_or(1, |seen| seen.generation + 1);
+        let generation = self.view().next_generation(held.node, &held.cluster);
         let grant = NodeGrant {
             generation,
             serial: self.history.serial + 1,

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use mesh_protocol::admin::NodeStatus;
+use mesh_protocol::admin::{IssuerProgress, NodeStatus};
 use mesh_protocol::id::{Name, Position};
 use mesh_protocol::record::NodeGrant;
 
@@ -16,6 +16,7 @@ pub(crate) struct DirectoryStatus {
     pub(crate) trust: &'static str,
     pub(crate) revokes: bool,
     pub(crate) pending: u32,
+    pub(crate) issuers: Vec<IssuerProgress>,
     pub(crate) policy_version: u64,
     pub(crate) position: Position,
     pub(crate) nodes: u32,
@@ -34,6 +35,7 @@ impl Directory {
             trust: self.trust(),
             revokes: self.keys.revoker.is_some(),
             pending: u32::try_from(self.reservations.len()).unwrap_or(u32::MAX),
+            issuers: self.issuers_under_way(),
             policy_version: self.view().policy().version,
             position: self.position(),
             nodes: u32::try_from(valid).unwrap_or(u32::MAX),

@@ -1,6 +1,7 @@
 //! What only shows from inside: renewals, queues that overflow, evidence.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod issuer;
 mod rotation;
 mod waiting;
 

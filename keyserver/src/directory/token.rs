@@ -254,6 +254,22 @@ impl Directory {
         open.collect::<Vec<_>>().into_iter().try_for_each(|found| self.void(found).map(|_| ()))
     }
 
+    /// Voids the tokens that a former key of an issuer signed and that could still be used; gives how many. The trust rules
+    /// refuse them in any case: this is for who lists them.
+    pub(super) fn void_tokens_of_former_keys(&mut self) -> Result<u32, Refusal> {
+        let now = unix_now();
+        let is_former = |found: &Found| {
+            let issuer = self.view().policy().cluster(&found.limits.cluster).map(|(issuer, _)| issuer);
+            issuer.is_some_and(|issuer| found.token.limits.signers().any(|id| issuer.former_key(id).is_some()))
+        };
+        let usable =
+            |found: &Found| !found.token.revoked && found.limits.expires > now && found.token.used < found.limits.uses;
+        let open: Vec<Found> = self.tokens()?.into_iter().filter(|found| usable(found) && is_former(found)).collect();
+        let count = u32::try_from(open.len()).unwrap_or(u32::MAX);
+        open.into_iter().try_for_each(|found| self.void(found).map(|_| ()))?;
+        Ok(count)
+    }
+
     fn void(&mut self, found: Found) -> Result<TokenStatus, Refusal> {
         let token = StoredToken { revoked: true, ..found.token };
         let key = layout::token(found.id);

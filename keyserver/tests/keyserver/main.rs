@@ -6,6 +6,7 @@ mod command;
 mod crash;
 mod enrol;
 mod hostile;
+mod issuer;
 mod revoke;
 mod rotate;
 mod server;

@@ -26,13 +26,14 @@ Examples:
   meshctl grant import signed.txt";
 
 const LIST_HELP: &str = "\
-A node that asks to join waits here for seven days. Members whose grants come to their end are in the list, too.
+A node that asks to join waits here for seven days. Members whose grants come to their end, or whose issuer has another key, \
+are in the list, too; 'regrant' is one that a stolen key granted to.
 
 Examples:
   meshctl grant list-pending
   meshctl grant list-pending --out pending.txt
 
-JSON: {\"pending\": [{\"node\", \"name\", \"cluster\", \"issuer\", \"renewal\", \"prefixes\", \"serial\", \"until\"}], \
+JSON: {\"pending\": [{\"node\", \"name\", \"cluster\", \"issuer\", \"renewal\", \"regrant\", \"prefixes\", \"serial\", \"until\"}], \
 \"file\": text for 'grant sign'}";
 
 const SIGN_HELP: &str = "\
@@ -96,6 +97,9 @@ pub(crate) struct Sign {
     /// Only this node; repeat it for several
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+    /// Also nodes whose grant a stolen key signed: the thief may have made them up, so look at each
+    #[arg(long)]
+    regrant: bool,
     /// The mesh, at the first use of a key
     #[arg(long, value_name = "ID")]
     mesh_id: Option<MeshId>,
@@ -163,7 +167,7 @@ fn table(pending: &[PendingStatus]) -> String {
             grant.name.to_string(),
             grant.node.short(),
             grant.cluster.to_string(),
-            if grant.renewal { "renewal" } else { "joining" }.to_owned(),
+            reason(grant.renewal, grant.regrant).to_owned(),
             grant.serial.to_string(),
             output::list(&grant.prefixes),
             output::date(grant.until),
@@ -171,6 +175,15 @@ fn table(pending: &[PendingStatus]) -> String {
         ]);
     }
     table.render()
+}
+
+/// What a grant is for.
+fn reason(renewal: bool, regrant: bool) -> &'static str {
+    match (renewal, regrant) {
+        (_, true) => "regrant",
+        (true, false) => "renewal",
+        (false, false) => "joining",
+    }
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -252,6 +265,9 @@ fn judge<'a>(
                 outcome.others += 1;
                 continue;
             }
+            Ok(_) if view.is_regrant(request) && !args.regrant => {
+                Err("a stolen key granted to it: if you know this node, sign with --regrant".to_owned())
+            }
             Ok(_) if good.iter().any(collides) => Err("it collides with another grant of this file".to_owned()),
             Ok(_) => remembered.memory.sign(request).map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
@@ -267,14 +283,15 @@ fn judge<'a>(
 fn requests_table(requests: &[&GrantRequest], view: &View) -> String {
     let mut table =
         Table::new(["NAME", "NODE", "CLUSTER", "FOR", "PREFIXES", "TAGS", "PQ", "EXPIRES", "TOKEN", "USES"]);
-    for GrantRequest { grant, reason, .. } in requests {
-        let (what, token, uses) = match reason {
+    for request in requests {
+        let grant = &request.grant;
+        let (what, token, uses) = match &request.reason {
             GrantReason::Join { limits, .. } => {
                 let limits = view.token_limits(limits).ok();
                 let token = limits.as_ref().map(|limits| limits.id().short());
                 ("joining", output::maybe(token), output::maybe(limits.map(|limits| limits.uses)))
             }
-            GrantReason::Renewal { .. } => ("renewal", "-".to_owned(), "-".to_owned()),
+            GrantReason::Renewal { .. } => (reason(true, view.is_regrant(request)), "-".to_owned(), "-".to_owned()),
         };
         table.row([
             grant.name.to_string(),

@@ -35,14 +35,17 @@ Examples:
   meshctl policy show --mesh mesh.txt --json
 
 JSON: {\"mesh_id\", \"name\", \"version\", \"hash\", \"threshold\", \"roots\": [key], \"issuers\": [{\"key\", \"clusters\", \
-\"tags\", \"longest_grant\"}], \"revokers\", \"keyservers\", \"exposure\", \"pq\", \"mesh_pool\"}";
+\"tags\", \"longest_grant\", \"former\": [{\"key\", \"generation\", \"serial\"}]}], \"revokers\", \"keyservers\", \"exposure\", \"pq\", \"mesh_pool\"}";
 
 const PROPOSE_HELP: &str = "\
 KEY is a public key (meshctl signer show); to remove one, the start of its id will do. Removing an issuer puts every node \
-out whose grant it signed.
+out whose grant it signed; replacing one does not: its successor signs what 'meshctl grant list-pending' lists, and once all nodes \
+have that, --forget-issuer ends the former key.
 
 Examples:
   meshctl policy propose --add-issuer 11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo= --add-cluster west=10.2.0.0/16 --out next.txt
+  meshctl policy propose --replace-issuer 3f9a12bc 11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo= --out next.txt
+  meshctl policy propose --forget-issuer 3f9a12bc --out next.txt
   meshctl policy propose --remove-root 3f9a12bc --threshold 2 --out next.txt
 
 JSON: {\"version\", \"changes\": [text]}";
@@ -62,7 +65,7 @@ Files with signatures over the same policy are put together.
 Examples:
   meshctl policy import next-by-1.txt next-by-2.txt
 
-JSON: {\"version\", \"adopted\", \"signed\", \"needed\", \"dropped\"}
+JSON: {\"version\", \"adopted\", \"signed\", \"needed\", \"dropped\", \"pending\": grants that wait for an issuer}
 Exit status: 0 if the policy is in force";
 
 /// Show, propose, sign and import trust policies
@@ -175,6 +178,9 @@ fn show(args: &Show, context: &Context) -> anyhow::Result<()> {
                 .collect();
             serde_json::json!({
                 "key": issuer.key, "clusters": clusters, "tags": issuer.tags, "longest_grant": issuer.longest_grant,
+                "former": issuer.former.iter().map(|former| serde_json::json!({
+                    "key": former.key, "generation": former.generation, "serial": former.serial,
+                })).collect::<Vec<_>>(),
             })
         })
         .collect();
@@ -202,6 +208,13 @@ fn policy_text(policy: &TrustPolicy) -> String {
         }
         table.field("  tags", output::list(&issuer.tags));
         table.field("  longest grant", output::seconds(issuer.longest_grant));
+        for former in &issuer.former {
+            let stands = match former.stands() {
+                true => format!("its grants stand up to generation {}, serial {}", former.generation, former.serial),
+                false => "stolen: nothing of it stands".to_owned(),
+            };
+            table.field("  in place of", format!("{} {}, {stands}", former.key.id().short(), former.key));
+        }
     }
     for key in &policy.revokers {
         table.field("revoker", format!("{} {key}", key.id().short()));
@@ -217,7 +230,7 @@ fn policy_text(policy: &TrustPolicy) -> String {
 
 fn propose(args: &Propose, context: &Context) -> anyhow::Result<()> {
     let (mesh, view) = mesh(args.mesh.as_deref(), context)?;
-    let next = args.changes.apply(&view)?;
+    let next = args.changes.apply(&view, mesh.reached)?;
     check_policy(&next)?;
     let changes = change::differences(view.policy(), &next);
     if changes.is_empty() {
@@ -323,14 +336,19 @@ fn import(args: &Import, context: &Context) -> anyhow::Result<()> {
     let proposal = merged.context("no file was given")?.to_text();
     let request = AdminRequest::PolicyImport { proposal, drop_nodes: args.drop_nodes };
     match context.ask_keyserver(&request)? {
-        AdminReply::Policy { version, adopted, signed, needed, dropped } => {
+        AdminReply::Policy { version, adopted, signed, needed, dropped, pending } => {
             let value = serde_json::json!({
                 "version": version, "adopted": adopted, "signed": signed, "needed": needed, "dropped": dropped,
+                "pending": pending,
             });
             let state = if adopted { "in force" } else { "not in force" };
             context.show(&value, || {
                 format!("policy {version}: {state}, signed by {signed} roots, {needed} needed; {dropped} nodes are out")
             })?;
+            if adopted && pending > 0 {
+                let count = output::plural(pending as usize, "grant waits", "grants wait");
+                output::note(&format!("{count} for an issuer: meshctl grant list-pending --out pending.txt"));
+            }
             if adopted { Ok(()) } else { bail!("{signed} of {needed} signatures: have more roots sign it") }
         }
         other => Err(unexpected(other)),

@@ -1,6 +1,6 @@
 //! `meshctl status`: this node, when meshd's socket is there, and the keyserver, when its admin socket is there.
 
-use mesh_protocol::admin::{AdminReply, AdminRequest, KeyserverStatus};
+use mesh_protocol::admin::{AdminReply, AdminRequest, IssuerProgress, KeyserverStatus};
 use mesh_protocol::local::{DeviceStatus, LocalReply, LocalRequest, Status};
 use serde::Serialize;
 
@@ -212,12 +212,33 @@ fn keyserver_text(status: &KeyserverStatus) -> String {
     }
     table.field("directory", format!("revision {revision} of history {epoch}"));
     table.field("policy", format!("version {}", status.policy_version));
+    for issuer in &status.issuers {
+        table.field("issuer", issuer_text(issuer));
+    }
     table.field("listens on", output::list(&status.listen));
     table.field("version", format!("{}, up {}", status.version, output::seconds(status.uptime)));
     for alarm in &status.alarms {
         table.field("ALARM", alarm);
     }
     format!("keyserver\n{}", table.render())
+}
+
+/// How far an issuer's nodes are with the key that took the place of another.
+fn issuer_text(issuer: &IssuerProgress) -> String {
+    let former: Vec<String> = issuer.former.iter().map(|former| former.key.id().short()).collect();
+    let mut text = format!(
+        "{} in place of {}: {} of {} hold its grant",
+        issuer.issuer.id().short(),
+        output::list(&former),
+        issuer.holding,
+        output::plural(issuer.total as usize, "node", "nodes")
+    );
+    let lists =
+        [("not granted anew", &issuer.ungranted), ("not through", &issuer.waiting), ("not connected", &issuer.absent)];
+    for (what, names) in lists.into_iter().filter(|(_, names)| !names.is_empty()) {
+        text.push_str(&format!("; {what}: {}", output::list(names)));
+    }
+    text
 }
 
 /// A position with its history shortened: the number is random and long.

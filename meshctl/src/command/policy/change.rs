@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use mesh_protocol::address::DERIVED_NODE_PREFIX;
 use mesh_protocol::id::Name;
 use mesh_protocol::key::VerifyKey;
-use mesh_protocol::record::{ClusterScope, Issuer, PostQuantum, TrustPolicy};
+use mesh_protocol::offline::Reached;
+use mesh_protocol::record::{ClusterScope, FormerKey, Issuer, MAX_FORMER_KEYS, PostQuantum, TrustPolicy};
 use mesh_protocol::trust::{View, free_pool_v6};
 
 use crate::command::{cluster, parse_duration};
@@ -34,6 +35,15 @@ pub(crate) struct Changes {
     /// An issuer that grants no more; its nodes are out unless another one granted to them
     #[arg(long, value_name = "KEY")]
     remove_issuer: Vec<String>,
+    /// Another key in an issuer's place; what the one before granted stands until it is granted anew, its tokens are void
+    #[arg(long, num_args = 2, value_names = ["OLD", "NEW"])]
+    replace_issuer: Vec<String>,
+    /// With --replace-issuer: OLD is in other hands, so that nothing it signed stands; nodes are out until granted anew
+    #[arg(long, requires = "replace_issuer")]
+    stolen: bool,
+    /// A key that an issuer had before, once its nodes are granted anew; those that are not are out
+    #[arg(long, value_name = "KEY")]
+    forget_issuer: Vec<String>,
     /// Which issuer gets the clusters, tags and life below [default: the new one, or the only one]
     #[arg(long, value_name = "KEY")]
     issuer: Option<String>,
@@ -101,7 +111,7 @@ fn parse_pq(text: &str) -> Result<PostQuantum, String> {
 
 impl Changes {
     /// The policy after the newest one of `view`.
-    pub(super) fn apply(&self, view: &View) -> anyhow::Result<TrustPolicy> {
+    pub(super) fn apply(&self, view: &View, reached: Option<Reached>) -> anyhow::Result<TrustPolicy> {
         let mut next = view.policy().clone();
         next.version += 1;
         next.previous = Some(view.policy_hash());
@@ -112,9 +122,38 @@ impl Changes {
         next.threshold = self.threshold.unwrap_or(next.threshold);
         next.exposure = self.exposure.map_or(next.exposure, |exposure| exposure.as_secs());
         next.pq = self.pq.unwrap_or(next.pq);
+        self.replace_issuers(&mut next, reached)?;
         self.change_issuers(&mut next)?;
         self.change_scopes(view, &mut next)?;
         Ok(next)
+    }
+
+    fn replace_issuers(&self, next: &mut TrustPolicy, reached: Option<Reached>) -> anyhow::Result<()> {
+        for text in &self.forget_issuer {
+            let former = next.issuers.iter().flat_map(|issuer| issuer.former.iter().map(|former| former.key));
+            let key = find("former issuer", former, text)?;
+            next.issuers.iter_mut().for_each(|issuer| issuer.former.retain(|former| former.key != key));
+        }
+        for pair in self.replace_issuer.chunks_exact(2) {
+            let held = find("issuer", next.issuers.iter().map(|issuer| issuer.key), &pair[0])?;
+            let key: VerifyKey = pair[1].parse().with_context(|| format!("{} is no public key", pair[1]))?;
+            let reached = reached.context(
+                "the file of the mesh does not say how far grants have come: make it anew with 'meshctl policy show --out'",
+            )?;
+            let Some(issuer) = next.issuers.iter_mut().find(|issuer| issuer.key == held) else { continue };
+            // A generation of 0 would say that it was stolen.
+            let Reached { generation, serial } = reached;
+            let (generation, serial) = if self.stolen { (0, 0) } else { (generation.max(1), serial) };
+            if self.stolen {
+                issuer.former.iter_mut().for_each(|former| (former.generation, former.serial) = (0, 0));
+            }
+            issuer.former.push(FormerKey { key: held, generation, serial });
+            issuer.key = key;
+            if issuer.former.len() > MAX_FORMER_KEYS {
+                bail!("issuer {} has {MAX_FORMER_KEYS} former keys already: --forget-issuer first", held.id().short());
+            }
+        }
+        Ok(())
     }
 
     fn change_issuers(&self, next: &mut TrustPolicy) -> anyhow::Result<()> {
@@ -217,13 +256,16 @@ pub(super) fn differences(held: &TrustPolicy, next: &TrustPolicy) -> Vec<String>
     }
     let of = |policy: &TrustPolicy, key: VerifyKey| policy.issuers.iter().find(|issuer| issuer.key == key).cloned();
     for issuer in &next.issuers {
-        let old = of(held, issuer.key);
+        let replaced = || issuer.former.iter().find_map(|former| of(held, former.key));
+        let old = of(held, issuer.key).or_else(replaced);
         if old.is_none() {
             words.push(format!("adds issuer {}", issuer.key));
         }
+        former_words(old.as_ref(), issuer, &mut words);
         issuer_words(old.as_ref(), issuer, &mut words);
     }
-    let gone = held.issuers.iter().filter(|issuer| of(next, issuer.key).is_none());
+    let is_former = |key: VerifyKey| next.issuers.iter().any(|issuer| issuer.former_key(key.id()).is_some());
+    let gone = held.issuers.iter().filter(|issuer| of(next, issuer.key).is_none() && !is_former(issuer.key));
     words.extend(gone.map(|issuer| format!("removes issuer {}: nodes it granted to are out", issuer.key)));
     let values = [
         ("name", held.name.to_string(), next.name.to_string()),
@@ -234,6 +276,26 @@ pub(super) fn differences(held: &TrustPolicy, next: &TrustPolicy) -> Vec<String>
     let changed = values.into_iter().filter(|(_, old, new)| old != new);
     words.extend(changed.map(|(what, old, new)| format!("{what}: {old} becomes {new}")));
     words
+}
+
+/// Keys that took the place of others, how far those stand, and which are forgotten.
+fn former_words(old: Option<&Issuer>, new: &Issuer, words: &mut Vec<String>) {
+    let before = old.map(|old| old.former.clone()).unwrap_or_default();
+    for former in new.former.iter().filter(|former| !before.contains(former)) {
+        let what =
+            format!("issuer {} has key {} in place of {}", new.key.id().short(), new.key, former.key.id().short());
+        words.push(match former.stands() {
+            true => format!(
+                "{what}, whose grants up to generation {} and serial {} stand until granted anew, and whose tokens are void",
+                former.generation, former.serial
+            ),
+            false => format!("{what}, which was stolen: nodes it granted to are out until granted anew"),
+        });
+    }
+    let gone = before.iter().filter(|former| new.former_key(former.key.id()).is_none());
+    words.extend(gone.map(|former| {
+        format!("forgets former issuer {}: nodes that still hold its grant are out", former.key.id().short())
+    }));
 }
 
 fn issuer_words(old: Option<&Issuer>, new: &Issuer, words: &mut Vec<String>) {
