@@ -63,6 +63,8 @@ impl Directory {
     /// The grant after `held`: more time, everything else as it was, its place in the order of serials too.
     pub(super) fn renewed(&self, held: &NodeGrant, now: u64) -> NodeGrant {
         let life = self.settings.grant_life.as_secs().min(self.longest_grant(held));
+        // After a stolen key generations begin anew: within one second of the first grant it would be that one's twin.
+        let now = now.saturating_add(u64::from(now == held.issued));
         let required = self.view().policy().pq == PostQuantum::Required;
         NodeGrant {
             generation: self.view().next_generation(held.node, &held.cluster),

@@ -192,7 +192,12 @@ fn a_stolen_key_cuts_nobody_off_and_a_planned_change_before_it_falls_too() {
     let hello = hello(disk.directory());
     let session = disk.directory().open_session(node, peer(), &hello).unwrap();
     disk.directory().rotate_issuer(false).unwrap();
+    let before: Vec<_> = disk.view().members().map(|(_, member)| member.grant.hash).collect();
     disk.directory().rotate_issuer(true).unwrap();
+    assert!(
+        disk.view().members().all(|(_, member)| !before.contains(&member.grant.hash)),
+        "no grant is another's twin"
+    );
     assert!(disk.directory().is_current(session.key), "its session goes on");
     let former = &disk.view().policy().issuers[0].former;
     assert!(former.len() == 2 && former.iter().all(|former| !former.stands()), "{former:?}");
@@ -216,6 +221,40 @@ fn tokens_of_the_former_key_are_void_and_counted() {
     disk.directory().create_token(request()).unwrap();
     disk.restart();
     assert_eq!(disk.directory().list_tokens().unwrap().iter().filter(|token| !token.revoked).count(), 1);
+}
+
+#[test]
+fn many_nodes_are_granted_anew_in_turns_and_all_at_once_if_the_key_was_stolen() {
+    let mut disk = Disk::new();
+    let held = disk.view().members().next().unwrap().1.grant.object.clone();
+    for number in 3..100_u8 {
+        let identity = crate::keys::generate().unwrap().verify_key();
+        let grant = NodeGrant {
+            node: identity.node_id(),
+            identity,
+            name: format!("n{number}").parse().unwrap(),
+            mesh_v4: std::net::Ipv4Addr::new(100, 96, 1, number),
+            mesh_v6: mesh_v6(disk.view().mesh(), identity.node_id()),
+            pod_cidrs: vec![format!("10.1.{number}.0/24").parse().unwrap()],
+            serial: number.into(),
+            ..held.clone()
+        };
+        let envelope = disk.directory().seal_grant(&grant).unwrap();
+        disk.directory().change(&envelope, Vec::new(), Vec::new()).unwrap();
+    }
+    let ungranted = |disk: &mut Disk| disk.directory().issuer_progress().unwrap().ungranted.len();
+    disk.directory().rotate_issuer(false).unwrap();
+    let left = ungranted(&mut disk);
+    assert!(left > 0 && left < 99, "{left}: others are served in between");
+    assert!(disk.directory().finish_issuer(true).unwrap_err().message.contains("not granted anew"));
+    assert!(disk.directory().next_tick() <= Instant::now());
+    disk.directory().tick();
+    assert_eq!(ungranted(&mut disk), 0);
+    disk.directory().finish_issuer(true).unwrap();
+    let before: Vec<_> = disk.view().members().map(|(_, member)| member.grant.hash).collect();
+    disk.directory().rotate_issuer(true).unwrap();
+    assert!(disk.view().members().all(|(_, member)| !before.contains(&member.grant.hash)));
+    assert_eq!((ungranted(&mut disk), disk.view().members().count()), (0, 99), "nobody is out for a moment");
 }
 
 /// The issuer's key is elsewhere: grants come by files, and what the former key signs too late is not taken.
