@@ -160,6 +160,75 @@ fn a_revoked_node_stays_out_until_it_is_restored() {
 }
 
 #[test]
+fn an_identity_key_that_was_replaced_opens_nothing() {
+    scenario("relic", &[("a", "east"), ("b", "west")], |mesh| {
+        let id = mesh_id(mesh)?;
+        let old = identity(mesh.node("a"))?;
+        let session = |mesh: &Mesh, key: &SigningKey| {
+            Speaker::open(mesh, mesh.node("a"), key, id).and_then(|mut speaker| speaker.learn(id))
+        };
+        mesh.node("a").ctl(&["keys", "rotate", "--identity"])?;
+        let new = identity(mesh.node("a"))?;
+        ensure!(session(mesh, &old).is_err(), "a key that was replaced was served");
+        let alarms = mesh.node("a").ctl_json(&["audit"])?["alarms"].to_string();
+        ensure!(alarms == "[]", "the thief was noticed as if it had a session: {alarms}");
+
+        // Not with the node's own session either, whoever has that.
+        mesh.node_mut("a").kill9()?;
+        let mut speaker = Speaker::open(mesh, mesh.node("a"), &new, id)?;
+        let world = speaker.learn(id)?;
+        let (grant, (record, _)) = (world.grant("a").1, world.record("a"));
+        ensure!(grant.unverified::<NodeGrant>()?.node == old.verify_key().node_id(), "the node has another id");
+        let grants = world.items.iter().filter_map(|item| Some((item.unverified::<NodeGrant>().ok()?, item)));
+        let earlier = grants.filter(|(one, _)| one.node == record.node).map(|(_, item)| item.hash(id));
+        for under in earlier.chain([record.grant]) {
+            let later = NodeRecord { seq: record.seq + 1, grant: under, before: None, ..record.clone() };
+            let answer = speaker.publish(&Envelope::seal(id, &later, &[&old]))?;
+            ensure!(answer.as_ref().is_some_and(|answer| answer.contains("signed by 0")), "{answer:?}");
+        }
+        let endpoints = Endpoints {
+            node: record.node,
+            seq: u64::MAX / 4,
+            candidates: vec!["203.0.113.66:7100".parse()?],
+            expires: unix_now() + 3_600,
+        };
+        let answer = speaker.publish(&Envelope::seal(id, &endpoints, &[&old]))?;
+        ensure!(answer.as_ref().is_some_and(|answer| answer.contains("signed by 0")), "{answer:?}");
+        drop(speaker);
+
+        // Nobody enrols with any of the two, before the node is revoked and after.
+        let join_with = |mesh: &mut Mesh, name: &str, key: &SigningKey| -> Result<String> {
+            let thief = mesh.bare_node(name)?;
+            place_identity(&thief, key)?;
+            let error = thief.join(&mesh.token("east")?).expect_err("joined with a key of another node");
+            Ok(error.to_string())
+        };
+        let words = join_with(mesh, "t1", &old)?;
+        ensure!(words.contains("was replaced by another one"), "{words}");
+        let words = join_with(mesh, "t2", &new)?;
+        ensure!(words.contains("is one of node a"), "{words}");
+        mesh.node_mut("a").start()?;
+        mesh.admin(&["node", "revoke", "a", "--reason", "test"])?;
+        for (name, key) in [("t3", &old), ("t4", &new)] {
+            ensure!(session(mesh, key).is_err(), "a key of a revoked node was served");
+            let words = join_with(mesh, name, key)?;
+            ensure!(words.contains("revoked"), "{words}");
+        }
+        Ok(())
+    });
+}
+
+/// Puts a stolen key where a node that joins looks for its own.
+fn place_identity(node: &MeshNode, key: &SigningKey) -> Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    let state = node.node.directory().join("state");
+    std::fs::DirBuilder::new().mode(0o700).create(&state)?;
+    std::fs::write(state.join("identity"), key.seed().as_slice())?;
+    std::fs::set_permissions(state.join("identity"), std::fs::Permissions::from_mode(0o600))?;
+    Ok(())
+}
+
+#[test]
 fn two_machines_with_one_identity_raise_alarms() {
     scenario("twins", &[("a", "east"), ("b", "west")], |mesh| {
         let twin = mesh.bare_node("twin")?;

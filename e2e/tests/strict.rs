@@ -29,6 +29,7 @@ fn lifecycle(strict: &mut Strict) -> Result<()> {
     ensure!(status["keyserver"]["trust"] == "strict", "{status}");
     refuses_to_grant(strict)?;
     two_nodes_join(strict)?;
+    an_identity_key_waits_for_its_issuer(strict)?;
     no_key_that_grants_is_here(strict)?;
     second_issuer(strict)?;
     root_is_rotated(strict)?;
@@ -77,6 +78,39 @@ fn two_nodes_join(strict: &mut Strict) -> Result<()> {
         let arrived = ping(&one.netns()?, two.v4(), 2, new_marker())?.times.len();
         ensure!(arrived >= 1, "{arrived} of 2 pings");
         Ok(())
+    })
+}
+
+fn an_identity_key_waits_for_its_issuer(strict: &mut Strict) -> Result<()> {
+    let identity = |strict: &Strict| Ok::<_, anyhow::Error>(strict.mesh.node("n1").status()?["identity"].clone());
+    let told = strict.mesh.node("n1").ctl_json(&["keys", "rotate", "--identity"])?;
+    ensure!(told["phase"] == "waiting" && told["done"] == false, "{told}");
+    ensure!(identity(strict)?["key"] == told["from"] && identity(strict)?["next"] == told["to"], "{told}");
+
+    // It is in the store and on the node's disk, and nobody types anything again.
+    strict.mesh.kill_keyserver()?;
+    strict.mesh.start_keyserver()?;
+    strict.mesh.node_mut("n1").kill9()?;
+    strict.mesh.node_mut("n1").start()?;
+    let listed = strict.mesh.admin_json(&["grant", "list-pending"])?;
+    ensure!(listed["pending"][0]["identity"] == told["to"] && listed["pending"][0]["name"] == "n1", "{listed}");
+    wait::until("it waits again", SETTLE, || {
+        let identity = identity(strict)?;
+        ensure!(identity["phase"] == "waiting" && identity["key"] == told["from"], "{identity}");
+        Ok(())
+    })?;
+    strict.grant("issuer-a")?;
+    wait::until("the new key is in use", SETTLE, || {
+        let identity = identity(strict)?;
+        ensure!(identity["phase"] == "settled" && identity["key"] == told["to"], "{identity}");
+        Ok(())
+    })?;
+    strict.wait_pending(0)?;
+    let memory = fs::read_to_string(strict.desk.path("issuer-a.memory"))?;
+    ensure!(memory.contains(told["to"].as_str().context("no key")?), "the issuer does not remember it: {memory}");
+    let (one, two) = (strict.mesh.pod("n1", "c")?, strict.mesh.pod("n2", "c")?);
+    wait::until_true("pods reach each other with the new key", SETTLE, || {
+        Ok(!ping(&one.netns()?, two.v4(), 2, new_marker())?.times.is_empty())
     })
 }
 

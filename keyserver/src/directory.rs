@@ -23,6 +23,7 @@ mod revoke;
 mod rotate;
 mod session;
 mod status;
+mod succeed;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -102,6 +103,8 @@ pub(crate) struct Directory {
     anew_due: Option<Instant>,
     /// What is kept for nodes that wait for an issuer elsewhere; the store has the same.
     reservations: Reservations,
+    /// Identity keys that members wait for; the store has the same.
+    successors: succeed::Successors,
     publishers: BTreeMap<NodeId, publish::Allowance>,
     alarms: Vec<String>,
     audit: audit::AuditLog,
@@ -122,6 +125,7 @@ impl Directory {
         let history = History::load(store.as_ref())?;
         let audit = audit::AuditLog::load(store.as_ref())?;
         let reservations = Reservations::load(store.as_ref())?;
+        let successors = succeed::Successors::load(store.as_ref())?;
         let rotations = rotate::Jobs::load(store.as_ref())?;
         let mut directory = Self {
             hub: Hub::new(history.position),
@@ -140,6 +144,7 @@ impl Directory {
             keys_dir: None,
             anew_due: Some(Instant::now()),
             reservations,
+            successors,
             publishers: BTreeMap::new(),
             alarms: Vec::new(),
             audit,
@@ -292,6 +297,7 @@ impl Directory {
             self.hub.changed(envelope);
         }
         self.reservations = Reservations::load(self.store.as_ref()).map_err(|error| unavailable(&error))?;
+        self.successors = succeed::Successors::load(self.store.as_ref()).map_err(|error| unavailable(&error))?;
         let rotations = rotate::Jobs::load(self.store.as_ref()).map_err(|error| unavailable(&error))?;
         let before = std::mem::replace(&mut self.rotations, rotations);
         self.rotations.keep(before);
@@ -364,6 +370,7 @@ impl Directory {
         if self.hub.minute_due() {
             self.renew_grants();
             self.release_reservations();
+            self.forget_successors();
             self.forget_tokens();
             self.rotate_audit();
             self.compact_store();

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use mesh_protocol::control::{NodeMessage, Refusal, RefusalCode, ServerMessage};
-use mesh_protocol::id::NodeId;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval_at};
@@ -47,8 +46,8 @@ enum SessionError {
 
 /// Serves one session to its end. A stranger and a revoked node see the same: the stream ends.
 pub(crate) async fn serve(writer: &Writer, mut connection: Connection) {
-    let (peer, node) = (connection.peer, connection.identity.node_id());
-    let opening = match open(writer, &mut connection, node).await {
+    let peer = connection.peer;
+    let opening = match open(writer, &mut connection).await {
         Ok(opening) => opening,
         Err(error) => {
             debug!(%peer, %error, "no session");
@@ -71,17 +70,21 @@ pub(crate) async fn serve(writer: &Writer, mut connection: Connection) {
     let _ = tokio::time::timeout(Duration::from_secs(1), out.shutdown()).await;
 }
 
-async fn open(writer: &Writer, connection: &mut Connection, node: NodeId) -> Result<Opening, SessionError> {
+async fn open(writer: &Writer, connection: &mut Connection) -> Result<Opening, SessionError> {
     // A stranger's hello is awaited too, so that nothing tells it apart from a member by then.
     let message = wire::read(&mut connection.reader, HELLO_WITHIN).await?;
-    if !writer.call(move |directory| directory.is_member(node)).await? {
-        return Err(SessionError::Stranger);
-    }
-    let Arrived::Message(NodeMessage::Hello { mesh, position, policy_version, version }) = message else {
+    let shown = match &message {
+        Arrived::Message(NodeMessage::Hello { grant, .. }) => grant.clone(),
+        _ => None,
+    };
+    let identity = connection.identity;
+    let admitted = writer.call(move |directory| directory.admit(&identity, shown.as_ref())).await?;
+    let node = admitted.ok_or(SessionError::Stranger)?;
+    let Arrived::Message(NodeMessage::Hello { mesh, position, policy_version, version, grant: _ }) = message else {
         return Err(SessionError::NoHello);
     };
     debug!(node = %node.short(), version = ?version.chars().take(64).collect::<String>(), "hello");
-    let (hello, peer) = (Hello { mesh, position, policy_version }, connection.peer);
+    let (hello, peer) = (Hello { identity, mesh, position, policy_version }, connection.peer);
     match writer.call(move |directory| directory.open_session(node, peer, &hello)).await? {
         Ok(opening) => Ok(opening),
         Err(refusal) => {
@@ -177,6 +180,14 @@ async fn take(writer: &Writer, key: SessionKey, message: NodeMessage) -> Result<
         }
         NodeMessage::Rotated { request, epoch, error } => {
             writer.call(move |directory| directory.rotated(key, request, epoch, error)).await?;
+        }
+        NodeMessage::Succeed { identity, handover } => {
+            let work = move |directory: &mut crate::directory::Directory| {
+                directory.is_current(key).then(|| directory.succeed(key.node, identity, handover))
+            };
+            let result = writer.call(work).await?.ok_or(SessionError::Ended)?;
+            let (granted, refusal) = result.map_or_else(|refusal| (false, Some(refusal)), |granted| (granted, None));
+            return Ok(Some(ServerMessage::Succession { identity: identity.id(), granted, refusal }));
         }
         NodeMessage::Pong { .. } => {}
         NodeMessage::Error { refusal } => {

@@ -9,6 +9,7 @@
 //! other threads, and each answer has a deadline.
 
 mod connection;
+mod identity;
 mod listen;
 mod path;
 mod ping;

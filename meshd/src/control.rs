@@ -23,8 +23,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mesh_protocol::id::{NodeId, Position};
-use mesh_protocol::local::{Alarm, ControlStatus};
+use mesh_protocol::id::{KeyId, NodeId, Position};
+use mesh_protocol::local::{Alarm, ControlStatus, IdentityStatus};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -129,6 +129,18 @@ pub(crate) enum RotateError {
         /// Until it may ask again.
         left: std::time::Duration,
     },
+    /// The identity key before is not settled.
+    #[error(
+        "no keyserver has taken what the newest identity key signed: another one follows once it has; see meshctl status"
+    )]
+    IdentityUnsettled,
+    /// There can be no further one.
+    #[error(
+        "this node has replaced its identity key {} times, which is as often as it may: revoke it, and let the machine \
+         join anew",
+        mesh_protocol::record::MAX_HANDOVERS
+    )]
+    IdentityUsedUp,
     /// The new keys could not be stored.
     #[error("cannot store the new keys, so nothing changed: {0}")]
     Storage(String),
@@ -148,6 +160,10 @@ pub(crate) struct ControlReport {
     pub(crate) error: Option<String>,
     /// Where the directory stands.
     pub(crate) position: Option<Position>,
+    /// The identity key.
+    pub(crate) identity: Option<IdentityStatus>,
+    /// `seq` of the own record.
+    pub(crate) seq: u64,
     /// The keyserver has the newest own record.
     pub(crate) published: bool,
     /// The keyserver shows an older state than this node has seen.
@@ -238,11 +254,21 @@ pub(crate) struct Told {
     stop: bool,
 }
 
-/// A request to promote the spare key.
+/// A request to replace keys.
 #[derive(Debug)]
-pub(crate) struct Rotation {
-    force: bool,
-    answer: oneshot::Sender<Result<u64, RotateError>>,
+pub(crate) enum Rotation {
+    /// Promote the spare key.
+    Promote {
+        /// Also while the one before answers.
+        force: bool,
+        /// The epoch that is current then.
+        answer: oneshot::Sender<Result<u64, RotateError>>,
+    },
+    /// Replace the identity key.
+    Succeed {
+        /// The one in use, and the one that follows.
+        answer: oneshot::Sender<Result<(KeyId, KeyId), RotateError>>,
+    },
 }
 
 impl ControlHandle {
@@ -255,7 +281,21 @@ impl ControlHandle {
     /// The rotation happens even if the answer is not awaited.
     pub(crate) async fn rotate(&self, force: bool) -> Result<u64, RotateError> {
         let (answer, done) = oneshot::channel();
-        self.rotations.send(Rotation { force, answer }).await.map_err(|_| RotateError::Stopping)?;
+        self.rotations.send(Rotation::Promote { force, answer }).await.map_err(|_| RotateError::Stopping)?;
+        done.await.map_err(|_| RotateError::Stopping)?
+    }
+
+    /// Makes the next identity key, or finds the one that is under way; gives the key in use and the one that follows. On
+    /// disk when it returns; all else happens by itself.
+    ///
+    /// # Errors
+    /// Any [`RotateError`].
+    ///
+    /// # Cancel safety
+    /// It happens even if the answer is not awaited.
+    pub(crate) async fn succeed(&self) -> Result<(KeyId, KeyId), RotateError> {
+        let (answer, done) = oneshot::channel();
+        self.rotations.send(Rotation::Succeed { answer }).await.map_err(|_| RotateError::Stopping)?;
         done.await.map_err(|_| RotateError::Stopping)?
     }
 

@@ -23,7 +23,7 @@ use std::time::Instant;
 use mesh_protocol::UnixSeconds;
 use mesh_protocol::envelope::{Envelope, Kind};
 use mesh_protocol::id::{Hash, NodeId, Position};
-use mesh_protocol::record::{Checkpoint, NodeGrant};
+use mesh_protocol::record::{Checkpoint, NodeGrant, NodeRecord};
 use mesh_protocol::trust::{Change, CheckpointVerdict, TrustError, View, compare_checkpoints};
 
 use crate::identity::Identity;
@@ -71,6 +71,8 @@ pub(crate) struct Directory {
     checkpoint: Option<(Checkpoint, Envelope)>,
     /// Grants before the held ones: records still speak under them until their nodes speak again.
     earlier_grants: BTreeMap<NodeId, Envelope>,
+    /// Nodes of which this one knows more than its keyserver has shown: what comes late is no attack.
+    ahead: BTreeSet<NodeId>,
     stream: Stream,
     /// Members that a policy put out, until they are granted anew.
     out: BTreeSet<NodeId>,
@@ -111,6 +113,7 @@ impl Directory {
             mark: None,
             checkpoint,
             earlier_grants: BTreeMap::new(),
+            ahead: BTreeSet::new(),
             stream: Stream::default(),
             out: BTreeSet::new(),
             catching_up: false,
@@ -199,10 +202,13 @@ impl Directory {
         self.unsaved = true;
     }
 
-    /// The own grant as held here, if it is another one than `held`.
-    pub(crate) fn newer_own_grant(&self, held: &Envelope) -> Option<(Envelope, NodeGrant)> {
+    /// The own grant as held here, if it is newer than the one on disk, or that one does not stand any more: of a stolen
+    /// key no generation counts.
+    pub(crate) fn newer_own_grant(&self, on_disk: &Envelope, object: &NodeGrant) -> Option<(Envelope, NodeGrant)> {
         let grant = &self.view.member(self.own)?.grant;
-        (grant.envelope != *held).then(|| (grant.envelope.clone(), grant.object.clone()))
+        let is_newer = grant.object.generation > object.generation;
+        let has_fallen = || grant.envelope != *on_disk && self.view.check_grant(on_disk).is_err();
+        (is_newer || has_fallen()).then(|| (grant.envelope.clone(), grant.object.clone()))
     }
 
     /// Whether this node itself is revoked.
@@ -290,8 +296,16 @@ impl Directory {
     fn try_apply(&mut self, envelope: &Envelope, now: Instant) -> Result<(), TrustError> {
         let before = self.held_grant(envelope);
         match self.view.apply(envelope) {
-            Ok(Change::Nothing) => {}
-            Ok(change) => self.note(&change, before, now),
+            Ok(change) => {
+                if let Ok(record) = envelope.unverified::<NodeRecord>() {
+                    self.ahead.remove(&record.node);
+                }
+                if change != Change::Nothing {
+                    self.note(&change, before, now);
+                }
+            }
+            Err(TrustError::OldSeq { .. } | TrustError::OldGeneration { .. } | TrustError::OtherGrant { .. })
+                if self.is_ahead(envelope) => {}
             // A keyserver that was rolled back shows what was once true: said once, as STALE.
             Err(TrustError::OldSeq { .. } | TrustError::OldGeneration { .. }) if self.stale => self.refused += 1,
             Err(error) => return Err(error),
@@ -374,7 +388,7 @@ impl Directory {
         self.unsaved = true;
         match change {
             Change::Grant { node, displaced } => {
-                self.earlier_grants.extend(before.filter(|(held, _)| held == node));
+                self.keep_earlier(before.filter(|(held, _)| held == node));
                 if self.out.remove(node) && self.out.is_empty() {
                     self.alarms.clear(alarm::DROPPED);
                 }
@@ -397,6 +411,23 @@ impl Directory {
         }
     }
 
+    /// Keeps the grant that was held for a node until now, if it is the one that its record names.
+    fn keep_earlier(&mut self, before: Option<(NodeId, Envelope)>) {
+        let Some((node, before)) = before else { return };
+        let record = self.view.member(node).and_then(|member| member.record.as_ref());
+        if record.is_none_or(|record| record.object.grant == before.hash(self.view.mesh())) {
+            self.earlier_grants.insert(node, before);
+        }
+    }
+
+    /// Whether an object is of a node of which this one heard more from peers, or by its own grant, than its keyserver has
+    /// shown.
+    fn is_ahead(&self, envelope: &Envelope) -> bool {
+        let grant = envelope.unverified::<NodeGrant>().ok().map(|grant| grant.node);
+        let node = grant.or_else(|| Some(envelope.unverified::<NodeRecord>().ok()?.node));
+        node.is_some_and(|node| self.ahead.contains(&node))
+    }
+
     fn refuse(&mut self, envelope: &Envelope, error: &TrustError, now: Instant) {
         self.refused += 1;
         tracing::warn!(kind = ?envelope.kind(), %error, "directory object refused");
@@ -415,7 +446,7 @@ impl Directory {
 
     /// The held object that `envelope` contradicts.
     fn held_beside(&self, envelope: &Envelope) -> Option<Envelope> {
-        use mesh_protocol::record::{Endpoints, NodeRecord, Revocation, TrustPolicy};
+        use mesh_protocol::record::{Endpoints, Revocation, TrustPolicy};
         let member = |node| self.view.member(node);
         match envelope.kind() {
             Kind::NodeGrant => {

@@ -1,7 +1,8 @@
 //! Who this node is: its identity key, its tunnel keys, its own record; all of it on disk before anybody hears of it.
 //!
 //! ```text
-//! identity     32 bytes: the seed of the Ed25519 identity key. Made once, never replaced
+//! identity     32 bytes: the seed of the Ed25519 identity key. Made once, replaced on an operator's word only
+//! identity-next    the one that follows, while that is under way (`succession`)
 //! keys         tunnel keys by epoch, ML-KEM-768 pair, the newest own record (so also its seq)
 //! membership   mesh id, own grant, where keyservers are. Written last when joining: with it, the node is in
 //! ```
@@ -11,13 +12,14 @@ pub(crate) mod kem;
 mod record;
 mod ring;
 mod schedule;
+mod succession;
 
 use std::path::PathBuf;
 
 use mesh_protocol::UnixSeconds;
 use mesh_protocol::envelope::Envelope;
 use mesh_protocol::id::{Hash, MeshId, NodeId};
-use mesh_protocol::key::{SigningKey, TunnelSecret};
+use mesh_protocol::key::{SigningKey, TunnelSecret, VerifyKey};
 use mesh_protocol::record::{NodeGrant, NodeRecord};
 use zeroize::Zeroizing;
 
@@ -28,6 +30,8 @@ use crate::state_dir::{StateDir, StateError};
 pub(crate) use disk::Membership;
 pub(crate) use ring::KeyRing;
 pub(crate) use schedule::{KeysConfig, LONGEST, SHORTEST};
+pub(crate) use succession::Granted;
+use succession::IdentityKeys;
 
 /// This node has no usable identity. Nothing was overwritten.
 #[derive(Debug, thiserror::Error)]
@@ -115,8 +119,10 @@ impl Newcomer {
     /// # Errors
     /// Any [`IdentityError`] but [`IdentityError::NotJoined`].
     pub(crate) fn admit(self, membership: Membership, lanes: u8) -> Result<Identity, IdentityError> {
+        // Of an earlier membership: nobody here has asked for it.
+        self.state.remove(disk::IDENTITY_NEXT)?;
         disk::write_membership(&self.state, &membership)?;
-        Identity::from_parts(self.state, self.key, self.ring, membership, lanes)
+        Identity::from_parts(self.state, self.key, None, self.ring, membership, lanes)
     }
 }
 
@@ -132,7 +138,7 @@ pub(crate) fn membership(state: &StateDir) -> Result<Option<Membership>, StateEr
 #[derive(Debug)]
 pub(crate) struct Identity {
     state: StateDir,
-    key: SigningKey,
+    keys: IdentityKeys,
     ring: KeyRing,
     membership: Membership,
     grant: NodeGrant,
@@ -150,13 +156,15 @@ impl Identity {
             return Err(IdentityError::NotJoined { path: state.path_of(disk::MEMBERSHIP) });
         };
         let key = disk::read_identity(state)?.ok_or_else(|| lost(disk::IDENTITY))?;
+        let next = disk::read_identity_next(state)?;
         let ring = disk::read_keys(state)?.ok_or_else(|| lost(disk::KEYS))?;
-        Self::from_parts(state.clone(), key, ring, membership, lanes)
+        Self::from_parts(state.clone(), key, next, ring, membership, lanes)
     }
 
     fn from_parts(
         state: StateDir,
         key: SigningKey,
+        next: Option<SigningKey>,
         ring: KeyRing,
         membership: Membership,
         lanes: u8,
@@ -166,10 +174,8 @@ impl Identity {
             membership: state.path_of(disk::MEMBERSHIP),
         };
         let grant: NodeGrant = membership.grant.unverified().map_err(|_| mismatch())?;
-        if grant.identity != key.verify_key() {
-            return Err(mismatch());
-        }
-        Ok(Self { state, key, ring, membership, grant, lanes })
+        let keys = IdentityKeys::of(&state, key, next, &grant.identity)?.ok_or_else(mismatch)?;
+        Ok(Self { state, keys, ring, membership, grant, lanes })
     }
 
     /// So many lanes go into the own record from now on.
@@ -192,9 +198,9 @@ impl Identity {
         self.membership.mesh
     }
 
-    /// The identity key.
+    /// The identity key that the own grant names.
     pub(crate) fn key(&self) -> &SigningKey {
-        &self.key
+        &self.keys.key
     }
 
     /// The own grant.
@@ -259,7 +265,9 @@ impl Identity {
     /// # Errors
     /// [`IdentityError::State`], [`IdentityError::NoKey`].
     pub(crate) fn meet_own_record(&mut self, met: &Envelope, now: UnixSeconds) -> Result<Met, IdentityError> {
-        let Ok(record) = met.verified::<NodeRecord>(self.mesh(), &[self.key.verify_key()], 1) else {
+        // What this node said with an identity key that it had before is its word, too.
+        let keys: Vec<VerifyKey> = self.grant.identities().copied().collect();
+        let Ok(record) = met.verified::<NodeRecord>(self.mesh(), &keys, 1) else {
             return Ok(Met::NotOurs);
         };
         let same = self.ring.record().is_some_and(|own| own.hash(self.mesh()) == met.hash(self.mesh()));
@@ -277,23 +285,13 @@ impl Identity {
         Ok(Met::Ahead)
     }
 
-    /// Takes a newer own grant, already verified by the directory.
-    ///
-    /// # Errors
-    /// [`StateError`].
-    pub(crate) fn set_grant(&mut self, envelope: &Envelope, grant: NodeGrant) -> Result<(), StateError> {
-        let membership = Membership { grant: envelope.clone(), ..self.membership.clone() };
-        disk::write_membership(&self.state, &membership)?;
-        (self.membership, self.grant) = (membership, grant);
-        Ok(())
-    }
-
     fn grant_hash(&self) -> Hash {
         self.membership.grant.hash(self.membership.mesh)
     }
 
     fn sealing(&self) -> record::Sealing<'_> {
-        record::Sealing { mesh: self.mesh(), grant: self.grant_hash(), key: &self.key, lanes: self.lanes }
+        let (mesh, node, key) = (self.mesh(), self.node(), &self.keys.key);
+        record::Sealing { mesh, node, grant: self.grant_hash(), key, lanes: self.lanes }
     }
 
     fn replace_ring(&mut self, mut next: KeyRing) -> Result<Envelope, StateError> {

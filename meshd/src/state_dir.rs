@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 /// Length of the hash at the end of a labelled file, in bytes.
 const CHECK_BYTES: usize = 32;
 /// Files that hold keys: sealed where there is something to seal them with.
-const SECRET_FILES: [&str; 2] = ["identity", "keys"];
+const SECRET_FILES: [&str; 3] = ["identity", "identity-next", "keys"];
 /// Longest of them, in bytes.
 const SECRET_LIMIT: u64 = 1 << 20;
 
@@ -272,6 +272,19 @@ impl StateDir {
             // The old file is untouched; a half-written one beside it is of no use to anybody.
             let _ = fs::remove_file(&beside);
             return Err(io_error("write", &target)(error));
+        }
+        File::open(&self.path).and_then(|dir| dir.sync_all()).map_err(io_error("sync", &self.path))
+    }
+
+    /// Removes a file, if it is there.
+    ///
+    /// # Errors
+    /// [`StateError::Io`]; the file may still be there then.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), StateError> {
+        let path = self.path_of(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            removed => removed.map_err(io_error("remove", &path))?,
         }
         File::open(&self.path).and_then(|dir| dir.sync_all()).map_err(io_error("sync", &self.path))
     }

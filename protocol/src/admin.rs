@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::UnixSeconds;
 use crate::audit::AuditHead;
-use crate::id::{MeshId, Name, NodeId, Position, TokenId};
+use crate::id::{KeyId, MeshId, Name, NodeId, Position, TokenId};
 use crate::key::VerifyKey;
 
 pub use issuer::{FormerIssuer, IssuerProgress};
@@ -361,11 +361,15 @@ pub struct PendingStatus {
     pub cluster: Name,
     /// The key that has to sign.
     pub issuer: VerifyKey,
-    /// A member whose grant comes to its end, or is of a key that its issuer had before; else a node that waits to get in.
+    /// A member whose grant comes to its end, or is of a key that its issuer had before; else a node that waits to get in, if
+    /// `identity` is absent.
     pub renewal: bool,
     /// What it has was signed by a stolen key.
     #[serde(default)]
     pub regrant: bool,
+    /// The identity key that a member wants in place of the one it has.
+    #[serde(default)]
+    pub identity: Option<KeyId>,
     /// Prefixes reserved for it.
     pub prefixes: Vec<IpNet>,
     /// Its serial.

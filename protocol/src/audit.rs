@@ -31,7 +31,7 @@ pub struct AuditEntry {
     pub actor: String,
     /// What, in kebab-case: `join`, `renew`, `restore`, `revoke`, `rotate`, `rotate-request`, `rotate-round`,
     /// `rotate-pause`, `rotate-resume`, `rotate-cancel`, `policy`, `token-create`, `token-revoke`, `evidence`,
-    /// `join-pending`, `join-reject`, `join-expire`.
+    /// `join-pending`, `join-reject`, `join-expire`, `rotate-identity-request`, `rotate-identity`.
     pub action: String,
     /// To whom: a node, a token, a policy.
     pub subject: String,

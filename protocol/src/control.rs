@@ -4,8 +4,8 @@
 //! joining (ALPN mesh-join/2)   node: Show   keyserver: Offer..   node: Enrol   keyserver: Granted | Pending | Refused
 //! session (ALPN mesh-node/1)   node: Hello                 keyserver: Welcome, then Items.., Live
 //!                              then, in any order
-//!                              node: Publish, Applied, Rotated, Pong
-//!                              keyserver: Items, Live, Presence, Published, Checkpoint, Rotate, Ping, Error
+//!                              node: Publish, Applied, Rotated, Succeed, Pong
+//!                              keyserver: Items, Live, Presence, Published, Checkpoint, Rotate, Succession, Ping, Error
 //! ```
 //!
 //! A message is `[number, fields]`, fields are a map with integer keys: unknown fields are ignored.
@@ -23,7 +23,9 @@ use minicbor::{Decode, Encode};
 use crate::cbor;
 use crate::envelope::Envelope;
 use crate::frame::Message;
-use crate::id::{MeshId, NodeId, Position, TokenId};
+use crate::id::{KeyId, MeshId, NodeId, Position, TokenId};
+use crate::key::VerifyKey;
+use crate::record::Handover;
 use crate::token::JoinClaim;
 
 /// ALPN of a connection that admits an unknown identity key for one request.
@@ -199,6 +201,10 @@ pub enum NodeMessage {
         /// Its program's version, for people.
         #[n(3)]
         version: String,
+        /// Its own grant, if it has replaced its identity key: a keyserver whose store is older than that learns of the key
+        /// it is spoken to with. Absent otherwise.
+        #[n(4)]
+        grant: Option<Envelope>,
     },
     /// Its own [`NodeRecord`](crate::record::NodeRecord) or [`Endpoints`](crate::record::Endpoints).
     #[n(1)]
@@ -246,10 +252,22 @@ pub enum NodeMessage {
         #[n(0)]
         refusal: Refusal,
     },
+    /// The node wants another identity key: a grant with this one in place of the one it has. May be repeated. Answer:
+    /// [`ServerMessage::Succession`].
+    #[n(6)]
+    #[cbor(map)]
+    Succeed {
+        /// The key that comes.
+        #[n(0)]
+        identity: VerifyKey,
+        /// Signed by the key it has, and by that one.
+        #[n(1)]
+        handover: Handover,
+    },
 }
 
 impl Message for NodeMessage {
-    const KNOWN: i64 = 6;
+    const KNOWN: i64 = 7;
 }
 
 /// Keyserver to node, in a session.
@@ -358,8 +376,23 @@ pub enum ServerMessage {
         #[n(0)]
         node: NodeId,
     },
+    /// Answer to [`NodeMessage::Succeed`].
+    #[n(9)]
+    #[cbor(map)]
+    Succession {
+        /// The key asked for.
+        #[n(0)]
+        identity: KeyId,
+        /// The grant that names it is in the directory, and comes with the other changes; else its issuer, which is
+        /// elsewhere, has to sign it first.
+        #[n(1)]
+        granted: bool,
+        /// Neither, and why.
+        #[n(2)]
+        refusal: Option<Refusal>,
+    },
 }
 
 impl Message for ServerMessage {
-    const KNOWN: i64 = 9;
+    const KNOWN: i64 = 10;
 }

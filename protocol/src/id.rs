@@ -102,7 +102,7 @@ hash_id! {
     MeshId
 }
 hash_id! {
-    /// Which node: the hash of its identity key. Stays the same for the life of the machine's key.
+    /// Which node: the hash of its first identity key. Stays the same when that key is replaced.
     NodeId
 }
 hash_id! {

@@ -63,7 +63,7 @@ impl VerifyKey {
         KeyId(sha256(&[b"mesh key\0", &self.0]))
     }
 
-    /// The id of the node that holds this identity key.
+    /// The id of the node that began with this identity key.
     #[must_use]
     pub fn node_id(&self) -> NodeId {
         NodeId(sha256(&[b"mesh node\0", &self.0]))

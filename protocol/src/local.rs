@@ -2,6 +2,7 @@
 //!
 //! Root may send everything; members of the socket's group may send what [`LocalRequest::is_read_only`].
 
+mod identity;
 mod path;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{KeyId, MeshId, Name, NodeId, Position};
 
+pub use identity::{IdentityPhase, IdentityStatus};
 pub use path::{PathReport, PathStatus};
 
 /// Where `meshd` listens unless configured otherwise.
@@ -88,6 +90,9 @@ pub enum LocalRequest {
         #[serde(default)]
         force: bool,
     },
+    /// Replace the identity key of this node, or follow that where it is under way. Answers: [`LocalReply::Identity`] as the
+    /// keyserver, its issuer and peers follow, the last one `done`.
+    RotateIdentity,
     /// Reserve addresses for a pod. Answer: [`LocalReply::Lease`]. The same attachment gets the same lease.
     Attach {
         /// Which.
@@ -213,6 +218,23 @@ pub enum LocalReply {
         /// All of them do.
         done: bool,
     },
+    /// How far a new identity key is. Progress until `done`.
+    Identity {
+        /// The key before.
+        from: KeyId,
+        /// The key that follows.
+        to: KeyId,
+        /// How far.
+        phase: IdentityPhase,
+        /// Why the keyserver refused, if it did: it is asked again.
+        error: Option<String>,
+        /// Peers with a session.
+        peers: u32,
+        /// Those that know this node by the new key.
+        confirmed: u32,
+        /// All of them do.
+        done: bool,
+    },
     /// A pod's addresses.
     Lease(Lease),
     /// How many leases were given back.
@@ -228,7 +250,7 @@ impl LocalReply {
     pub fn is_final(&self) -> bool {
         match self {
             Self::Echo { .. } => false,
-            Self::Rotation { done, .. } => *done,
+            Self::Rotation { done, .. } | Self::Identity { done, .. } => *done,
             _ => true,
         }
     }
@@ -284,6 +306,9 @@ pub struct Status {
     pub policy_version: u64,
     /// Own keys.
     pub keys: KeyStatus,
+    /// The identity key.
+    #[serde(default)]
+    pub identity: Option<IdentityStatus>,
     /// The device.
     pub device: DeviceStatus,
     /// Peers known, and with a live session.

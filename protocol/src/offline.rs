@@ -12,13 +12,15 @@
 
 mod armor;
 
+use std::collections::BTreeMap;
+
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::UnixSeconds;
 use crate::cbor::{self, CborError};
 use crate::envelope::Envelope;
-use crate::id::{Hash, MeshId};
+use crate::id::{Hash, KeyId, MeshId, NodeId};
 use crate::record::NodeGrant;
 use crate::token::JoinClaim;
 use crate::trust::{TrustError, View};
@@ -171,6 +173,14 @@ pub enum GrantReason {
         #[n(0)]
         held: Envelope,
     },
+    /// A member replaces its identity key: the last handover in the grant is signed by the key it has and the new one.
+    #[n(2)]
+    #[cbor(map)]
+    Succession {
+        /// The grant it has.
+        #[n(0)]
+        held: Envelope,
+    },
 }
 
 /// Grants as an issuer signed them.
@@ -234,6 +244,9 @@ pub struct Memory {
     pub policy: Hash,
     /// Highest serial signed.
     pub serial: u64,
+    /// The identity keys signed last, of nodes that have replaced theirs.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub identities: BTreeMap<NodeId, KeyId>,
 }
 
 /// What a file shows contradicts what this machine remembers.
@@ -268,6 +281,18 @@ pub enum MemoryError {
         /// In the request.
         got: u64,
     },
+    /// An identity key that the node has given up.
+    #[error(
+        "grant of {name} does not go on from identity key {}, which was signed before: is the keyserver's store old, or \
+         does somebody else hold a key that the node had?",
+        .held.short()
+    )]
+    OldIdentity {
+        /// Name in the grant.
+        name: crate::id::Name,
+        /// Remembered.
+        held: KeyId,
+    },
 }
 
 impl Memory {
@@ -275,7 +300,8 @@ impl Memory {
     #[must_use]
     pub fn first(view: &View) -> Self {
         let (policy_version, policy) = (view.policy().version, view.policy_hash());
-        Self { mesh_id: view.mesh(), policy_version, policy, serial: serials_before(view) }
+        let (mesh_id, serial, identities) = (view.mesh(), serials_before(view), BTreeMap::new());
+        Self { mesh_id, policy_version, policy, serial, identities }
     }
 
     /// Whether `view` is of this mesh and holds every policy seen before; remembers the newest.
@@ -295,20 +321,28 @@ impl Memory {
         Ok(())
     }
 
-    /// Whether a request may be signed after all that were; remembers its serial. Requests come in the order of serials.
+    /// Whether a request may be signed after all that were; remembers its serial and the identity key of a node that has
+    /// replaced its first. Requests come in the order of serials.
     ///
     /// # Errors
-    /// [`MemoryError::OldSerial`]; nothing changes then.
+    /// [`MemoryError::OldSerial`], [`MemoryError::OldIdentity`]; nothing changes then.
     pub fn sign(&mut self, request: &GrantRequest) -> Result<(), MemoryError> {
-        // A renewal keeps its serial, which is checked against the grant that it follows.
-        if matches!(request.reason, GrantReason::Renewal { .. }) {
-            return Ok(());
+        let grant = &request.grant;
+        let held = self.identities.get(&grant.node).copied();
+        if let Some(held) = held.filter(|held| grant.identities().all(|key| key.id() != *held)) {
+            return Err(MemoryError::OldIdentity { name: grant.name.clone(), held });
         }
-        let (held, got) = (self.serial, request.grant.serial);
-        if got <= held {
-            return Err(MemoryError::OldSerial { name: request.grant.name.clone(), held, got });
+        // The others keep their serial, which is checked against the grant that they follow.
+        if matches!(request.reason, GrantReason::Join { .. }) {
+            let (held, got) = (self.serial, grant.serial);
+            if got <= held {
+                return Err(MemoryError::OldSerial { name: grant.name.clone(), held, got });
+            }
+            self.serial = got;
         }
-        self.serial = got;
+        if !grant.succession.is_empty() {
+            self.identities.insert(grant.node, grant.identity.id());
+        }
         Ok(())
     }
 }

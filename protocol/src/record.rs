@@ -4,6 +4,7 @@
 mod checkpoint;
 mod endpoints;
 mod grant;
+mod handover;
 mod node;
 mod policy;
 mod revocation;
@@ -11,6 +12,7 @@ mod revocation;
 pub use checkpoint::{Checkpoint, RevocationHead};
 pub use endpoints::{Endpoints, MAX_CANDIDATES};
 pub use grant::{MAX_POD_CIDRS, NodeGrant};
+pub use handover::{Handover, MAX_HANDOVERS};
 pub use node::{EpochKey, KemKey, NodeRecord};
 pub use policy::{ClusterScope, FormerKey, Issuer, MAX_FORMER_KEYS, PostQuantum, TrustPolicy};
 pub use revocation::Revocation;

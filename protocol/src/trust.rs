@@ -12,6 +12,7 @@
 mod checkpoint;
 mod error;
 mod grant;
+mod identity;
 mod issuer;
 mod policy;
 mod prefixes;
@@ -140,7 +141,7 @@ pub struct View {
     out: BTreeMap<NodeId, Member>,
     names: BTreeMap<Name, NodeId>,
     prefixes: PrefixOwners,
-    /// Hashes of WireGuard and KEM keys ever shown, and who showed them first.
+    /// Hashes of WireGuard and KEM keys ever shown, and of identity keys that followed others, and who showed them first.
     key_holders: BTreeMap<Hash, NodeId>,
     /// How many of those each node has.
     keys_shown: BTreeMap<NodeId, usize>,

@@ -55,6 +55,7 @@ fn signed_objects() {
             "trust-policy": object::<TrustPolicy>(NO_MESH, &policy_1(), &root()),
             "trust-policy-2": object::<TrustPolicy>(mesh(), &policy_2(), &root()),
             "node-grant": object::<NodeGrant>(mesh(), &grant(1), &issuer()),
+            "node-grant-of-a-later-key": object::<NodeGrant>(mesh(), &succeeded(1, &[2, 3]), &issuer()),
             "node-record": object::<NodeRecord>(mesh(), &record(1), &identity(1)),
             "endpoints": object::<Endpoints>(mesh(), &endpoints(1), &identity(1)),
             "revocation": object::<Revocation>(mesh(), &revocation(9), &revoker()),
@@ -173,7 +174,10 @@ fn files_for_machines_without_a_network() {
     let join = GrantReason::Join { claim, exporter, signature, limits };
     let renewal = GrantReason::Renewal { held: seal_grant(&grant(1)) };
     let request = |reason| GrantRequest { grant: grant(1), reason, until: NOW };
+    let succession = GrantReason::Succession { held: seal_grant(&grant(1)) };
+    let succession = GrantRequest { grant: succeeded(1, &[2]), reason: succession, until: NOW };
     let requests = GrantRequests { mesh: mesh_file.clone(), requests: vec![request(join), request(renewal)] };
+    let successions = GrantRequests { mesh: mesh_file.clone(), requests: vec![succession] };
     let grants = SignedGrants { mesh: mesh(), grants: vec![seal_grant(&grant(1))] };
     let proposal = PolicyProposal { mesh: mesh_file.clone(), proposal: sealed_policy_1() };
     fn text<T: InFile + PartialEq + std::fmt::Debug>(file: &T) -> String {
@@ -186,6 +190,7 @@ fn files_for_machines_without_a_network() {
             "mesh": text(&mesh_file),
             "mesh-reached": text(&MeshFile { reached: Some(Reached { generation: 3, serial: 41 }), ..mesh_file.clone() }),
             "grant-requests": text(&requests),
+            "grant-requests-of-a-later-key": text(&successions),
             "signed-grants": text(&grants),
             "policy-proposal": text(&proposal),
         }),

@@ -114,7 +114,7 @@ fn frame_lengths_are_bounded() {
 #[test]
 fn later_messages_are_unknown_and_broken_ones_an_error() {
     let unknown = |bytes: &[u8]| frame::decode::<NodeMessage>(bytes).unwrap_err();
-    assert_eq!(unknown(&[0x82, 0x06, 0xa0]), CborError::UnknownMessage(6));
+    assert_eq!(unknown(&[0x82, 0x07, 0xa0]), CborError::UnknownMessage(7));
     assert_eq!(unknown(&[0x82, 0x18, 200, 0x83, 1, 2, 3]), CborError::UnknownMessage(200));
     assert_eq!(unknown(&[0x81, 0x20]), CborError::UnknownMessage(-1));
     for broken in [&[0xa0][..], &[0x80], &[0x82, 0x60, 0xa0], &[0x81, 0x04], &[0x82, 0x04, 0xa0], &[0x83, 4, 0xa0, 0]] {

@@ -178,7 +178,6 @@ fn grants_outside_the_issuers_scope_are_refused() {
     type Break = fn(&mut NodeGrant);
     let cases: &[(&str, Break)] = &[
         ("another cluster", |g| g.cluster = name("north")),
-        ("identity of another node", |g| g.identity = identity(2).verify_key()),
         ("IPv6 address of another node", |g| g.mesh_v6 = grant(2).mesh_v6),
         ("mesh address outside the pool", |g| g.mesh_v4 = "10.0.0.1".parse().unwrap()),
         ("too long a life", |g| g.expires = g.issued + 91 * 86_400),

@@ -107,7 +107,8 @@ impl Speaker {
         let mut stream = stream;
         handshake(|| session.complete_io(&mut stream))?;
         let mut frames = Frames { stream: StreamOwned::new(session, stream), buffer: Vec::new() };
-        let hello = NodeMessage::Hello { mesh: mesh_id, position: None, policy_version: 0, version: "hostile".into() };
+        let version = "hostile".into();
+        let hello = NodeMessage::Hello { mesh: mesh_id, position: None, policy_version: 0, version, grant: None };
         frames.send(&hello)?;
         Ok(Self { frames })
     }

@@ -20,6 +20,7 @@ use mesh_protocol::record::{NodeGrant, NodeRecord, Revocation, TrustPolicy};
 use mesh_protocol::{cbor, token::TokenLimits};
 use tracing::{info, warn};
 
+use super::succeed::Successor;
 use super::token::StoredToken;
 use super::{Directory, layout, refusal, unavailable, unix_now};
 use crate::store::{Compare, Operation, Range, Store, StoreError, Txn};
@@ -146,15 +147,23 @@ impl Directory {
         let fallen = || self.view().fallen().find(|(node, _)| **node == grant.node).map(|(_, member)| member);
         let held = self.view().member(grant.node).or_else(fallen).map(|member| &member.grant.object);
         let same = held.is_some_and(|held| held.name == grant.name && held.prefixes().eq(grant.prefixes()));
+        let before = held.map(|held| held.identity).filter(|before| *before != grant.identity);
         let action = match (grant.lifts.is_some(), same) {
             (true, _) if held.is_none() => "restore",
+            (_, true) if before.is_some() => "rotate-identity",
             (_, true) => "renew",
             _ => "join",
         };
-        let token = operations.iter().find_map(used_token).map(|token| format!("token {token}"));
+        let actor = match before {
+            Some(_) => Some(format!("node {}", grant.name)),
+            None => operations.iter().find_map(used_token).map(|token| format!("token {token}")),
+        };
+        let identity =
+            before.map(|before| format!("identity key {} after {} ", grant.identity.id().short(), before.id().short()));
         let cidrs: Vec<String> = grant.pod_cidrs.iter().map(ToString::to_string).collect();
         let detail = format!(
-            "id {} cluster {} generation {} serial {} address {} pods {}",
+            "{}id {} cluster {} generation {} serial {} address {} pods {}",
+            identity.unwrap_or_default(),
             grant.node.short(),
             grant.cluster,
             grant.generation,
@@ -162,7 +171,7 @@ impl Directory {
             grant.mesh_v4,
             cidrs.join(",")
         );
-        self.deed(action, format!("node {}", grant.name), detail, token)
+        self.deed(action, format!("node {}", grant.name), detail, actor)
     }
 
     /// A record that promotes a key; the others say nothing that an auditor asks for.
@@ -213,6 +222,13 @@ impl Directory {
         }
         let deed = |operation: &Operation| {
             let Operation::Put(key, value) = operation else { return None };
+            if let Some(node) = key.strip_prefix(layout::SUCCESSORS) {
+                let successor: Successor = cbor::from_slice(value).ok()?;
+                let name = format!("node {}", self.name_of(NodeId(node.try_into().ok()?)));
+                let (to, from) = (successor.identity.id().short(), successor.handover.from.id().short());
+                let detail = format!("identity key {to} after {from}");
+                return Some(self.deed("rotate-identity-request", name.clone(), detail, Some(name)));
+            }
             if key.starts_with(layout::EVIDENCE) {
                 let both: Vec<Envelope> = cbor::from_slice(value).unwrap_or_default();
                 let detail = format!("{} objects that contradict each other", both.len());

@@ -58,6 +58,7 @@ impl Directory {
             expires: issued.saturating_add(life),
             lifts: None,
             external: false,
+            succession: Vec::new(),
         })
     }
 

@@ -171,6 +171,7 @@ impl Directory {
         let claim = &attempt.claim;
         let node = claim.node();
         let known = self.check_token(attempt)?;
+        self.check_unused(&claim.identity, node)?;
         let used = self.use_of(claim.token, node)?;
         if let Some(enrolment) = self.answered_before(claim, &known, used.as_deref())? {
             return Ok(enrolment);
@@ -291,7 +292,7 @@ fn count_use(mut known: KnownToken, token: TokenId, node: NodeId, used_before: b
 }
 
 /// As a node is told.
-fn refused(error: RequestError) -> Refusal {
+pub(super) fn refused(error: RequestError) -> Refusal {
     match error {
         RequestError::Trust(error) => ChangeError::Judged(error).into_refusal(RefusalCode::OutOfScope),
         RequestError::Token { .. } | RequestError::Unsigned(_) => refusal(RefusalCode::Token, error.to_string()),

@@ -35,6 +35,8 @@ pub(crate) mod layout {
     pub(crate) const USES: &[u8] = b"use/";
     /// What is kept for nodes that wait for an issuer elsewhere.
     pub(crate) const RESERVATIONS: &[u8] = b"reserve/";
+    /// Identity keys that members wait for.
+    pub(crate) const SUCCESSORS: &[u8] = b"successor/";
     /// Tokens voided here before anybody used them, where an issuer elsewhere made them.
     pub(crate) const VOIDED: &[u8] = b"void/";
     /// 8 bytes, big-endian: tokens up to then, in seconds since 1970, are void, because the store was restored then.
@@ -70,6 +72,11 @@ pub(crate) mod layout {
     /// The request of one node that waits.
     pub(crate) fn reservation(node: NodeId) -> Vec<u8> {
         [RESERVATIONS, node.as_bytes()].concat()
+    }
+
+    /// The identity key that one member waits for, and its handover.
+    pub(crate) fn successor(node: NodeId) -> Vec<u8> {
+        [SUCCESSORS, node.as_bytes()].concat()
     }
 
     /// Voided at this time: 8 bytes, big-endian, seconds since 1970.

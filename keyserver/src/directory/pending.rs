@@ -15,8 +15,11 @@ use super::token::StoredToken;
 use super::{Directory, layout, refusal, unix_now};
 use crate::store::Operation;
 
-/// Requests in one file: it goes over the socket as one line of 1 MiB at most. The others come when these are signed.
+/// Requests in one file, and their bytes: it goes over the socket as one line of 1 MiB at most, in base64. The others come
+/// when these are signed.
 const MAX_IN_FILE: usize = 256;
+/// See [`MAX_IN_FILE`].
+const MAX_IN_FILE_BYTES: usize = 448 * 1024;
 
 impl Directory {
     /// The mesh as a machine without a network has to know it.
@@ -42,12 +45,21 @@ impl Directory {
         let due = self.view().members().filter(|(_, member)| self.is_due(&member.grant.object, now));
         let due = due.chain(self.view().fallen());
         let due = due.filter(|(_, member)| !self.signs_for(&member.grant.object.cluster));
+        // Which is a renewal, too.
+        let due = due.filter(|(node, _)| !self.awaits_identity(**node));
         requests.extend(due.map(|(_, member)| GrantRequest {
             grant: self.renewed(&member.grant.object, now),
             reason: GrantReason::Renewal { held: member.grant.envelope.clone() },
             until: now.saturating_add(RESERVED_FOR),
         }));
+        requests.extend(self.successions());
         requests.truncate(MAX_IN_FILE);
+        let mut bytes = 0;
+        let fits = |request: &GrantRequest| {
+            bytes += cbor::to_vec(request).len();
+            bytes <= MAX_IN_FILE_BYTES
+        };
+        let requests: Vec<GrantRequest> = requests.into_iter().take_while(fits).collect();
         let pending = requests.iter().filter_map(|request| self.pending_status(request)).collect();
         let file = GrantRequests { mesh: self.mesh_file(), requests };
         Ok((pending, file.to_text()))
@@ -62,6 +74,7 @@ impl Directory {
             issuer: self.issuer_of(&grant.cluster)?,
             renewal: matches!(request.reason, GrantReason::Renewal { .. }),
             regrant: self.view().is_regrant(request),
+            identity: matches!(request.reason, GrantReason::Succession { .. }).then(|| grant.identity.id()),
             prefixes: grant.prefixes().collect(),
             serial: grant.serial,
             until: request.until,
@@ -137,8 +150,15 @@ impl Directory {
             let message = "nothing is reserved for it: it waited too long, or was rejected";
             return Err(refusal(RefusalCode::Token, message));
         }
+        let succeeds = self.successors.get(grant.node).is_some_and(|one| one.identity == grant.identity);
+        if succeeds {
+            operations.push(Operation::Delete(layout::successor(grant.node)));
+        }
         let changed = self.change(envelope, Vec::new(), operations);
         changed.map_err(|error| error.into_refusal(RefusalCode::OutOfScope))?;
+        if succeeds {
+            self.successors.forget(grant.node);
+        }
         self.forget_reservation(grant.node);
         self.metrics.joins.inc();
         info!(node = %grant.name, id = %grant.node.short(), cluster = %grant.cluster, serial = grant.serial, "signed grant taken");

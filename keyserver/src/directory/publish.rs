@@ -49,13 +49,19 @@ pub(crate) struct PublishedAs {
 }
 
 impl Directory {
+    /// Refuses a node that wants to say more than it may.
+    pub(super) fn pace(&mut self, node: NodeId) -> Result<(), Refusal> {
+        let fresh = Allowance { left: BURST, at: Instant::now() };
+        if self.publishers.entry(node).or_insert(fresh).take(Instant::now()) {
+            return Ok(());
+        }
+        self.metrics.refused_publications.inc();
+        Err(refusal(RefusalCode::Busy, "too many publications: at most 2 a second"))
+    }
+
     /// Takes a node's own record or endpoints.
     pub(crate) fn publish(&mut self, node: NodeId, envelope: &Envelope) -> Result<PublishedAs, Refusal> {
-        let fresh = Allowance { left: BURST, at: Instant::now() };
-        if !self.publishers.entry(node).or_insert(fresh).take(Instant::now()) {
-            self.metrics.refused_publications.inc();
-            return Err(refusal(RefusalCode::Busy, "too many publications: at most 2 a second"));
-        }
+        self.pace(node)?;
         let bad = |error: mesh_protocol::envelope::EnvelopeError| refusal(RefusalCode::BadMessage, error.to_string());
         let (speaker, published) = match envelope.kind() {
             Kind::NodeRecord => {
@@ -99,6 +105,7 @@ impl Directory {
             self.metrics.records.inc();
             info!(node = %node.short(), revision = self.position().revision, "record stored");
             self.hub.progressed();
+            self.close_retired(node);
         }
         Ok(())
     }

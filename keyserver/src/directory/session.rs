@@ -9,6 +9,7 @@ use mesh_protocol::control::{ITEMS_BYTES_PER_FRAME, Refusal, RefusalCode, Server
 use mesh_protocol::envelope::Envelope;
 use mesh_protocol::frame;
 use mesh_protocol::id::{MeshId, Name, NodeId, Position};
+use mesh_protocol::key::VerifyKey;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -49,6 +50,8 @@ pub(crate) struct Opening {
 /// What a node said first.
 #[derive(Debug)]
 pub(crate) struct Hello {
+    /// The key of the TLS handshake.
+    pub(crate) identity: VerifyKey,
     /// The mesh it belongs to.
     pub(crate) mesh: MeshId,
     /// Where it stands.
@@ -58,11 +61,6 @@ pub(crate) struct Hello {
 }
 
 impl Directory {
-    /// Whether an identity may have a session.
-    pub(crate) fn is_member(&self, node: NodeId) -> bool {
-        self.view().member(node).is_some()
-    }
-
     /// Opens a session of a member.
     pub(crate) fn open_session(&mut self, node: NodeId, peer: SocketAddr, hello: &Hello) -> Result<Opening, Refusal> {
         if self.view().member(node).is_none() {
@@ -89,7 +87,7 @@ impl Directory {
         info!(node = %name, %peer, "session open");
         self.watch_takeover(node, &name, peer);
         let (queue, rest) = mpsc::channel(QUEUE);
-        let key = self.hub.connect(node, name, peer, queue);
+        let key = self.hub.connect(node, name, (hello.identity, peer), queue);
         self.ask_again(node);
         Ok(Opening { key, first, rest })
     }
@@ -147,7 +145,7 @@ impl Directory {
 
     fn live_endpoints(&self) -> Vec<Envelope> {
         let now = unix_now();
-        let endpoints = self.view().members().filter_map(|(_, member)| member.endpoints.as_ref());
+        let endpoints = self.view().members().filter_map(|(_, member)| member.endpoints_to_show());
         endpoints.filter(|endpoints| endpoints.object.expires > now).map(|held| held.envelope.clone()).collect()
     }
 

@@ -34,7 +34,7 @@ impl Directory {
             mesh_id: self.mesh(),
             trust: self.trust(),
             revokes: self.keys.revoker.is_some(),
-            pending: u32::try_from(self.reservations.len()).unwrap_or(u32::MAX),
+            pending: u32::try_from(self.reservations.len() + self.successors.len()).unwrap_or(u32::MAX),
             issuers: self.issuers_under_way(),
             policy_version: self.view().policy().version,
             position: self.position(),

@@ -3,6 +3,7 @@
 
 mod issuer;
 mod rotation;
+mod succession;
 mod waiting;
 
 use std::net::SocketAddr;
@@ -71,6 +72,7 @@ fn directory(age: u64) -> Fixture {
         expires: issued + 90 * DAY,
         lifts: None,
         external: false,
+        succession: Vec::new(),
     };
     let envelope = directory.seal_grant(&grant).unwrap();
     directory.change(&envelope, Vec::new(), Vec::new()).unwrap();
@@ -96,7 +98,8 @@ fn record(fixture: &Fixture, lanes: u8) -> Envelope {
 }
 
 fn hello(directory: &Directory) -> Hello {
-    Hello { mesh: directory.mesh(), position: None, policy_version: 1 }
+    let identity = directory.view().members().next().unwrap().1.grant.object.identity;
+    Hello { identity, mesh: directory.mesh(), position: None, policy_version: 1 }
 }
 
 fn peer() -> SocketAddr {

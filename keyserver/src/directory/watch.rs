@@ -11,6 +11,7 @@ use mesh_protocol::control::{ServerMessage, runs};
 use mesh_protocol::envelope::{Envelope, Kind};
 use mesh_protocol::frame;
 use mesh_protocol::id::{Name, NodeId, Position};
+use mesh_protocol::key::VerifyKey;
 use mesh_protocol::trust::beginning;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, warn};
@@ -29,6 +30,8 @@ const MAX_GATHERED: usize = 1_024;
 pub(super) struct Connected {
     pub(super) id: u64,
     pub(super) name: Name,
+    /// The key it showed.
+    pub(super) identity: VerifyKey,
     pub(super) peer: SocketAddr,
     /// What is in force there.
     pub(super) applied: Option<Position>,
@@ -160,13 +163,13 @@ impl Hub {
         &mut self,
         node: NodeId,
         name: Name,
-        peer: SocketAddr,
+        (identity, peer): (VerifyKey, SocketAddr),
         queue: mpsc::Sender<Frame>,
     ) -> SessionKey {
         self.send(node, &ServerMessage::Replaced { node });
         let id = self.next_id;
         self.next_id += 1;
-        self.sessions.insert(node, Connected { id, name, peer, applied: None, queue });
+        self.sessions.insert(node, Connected { id, name, identity, peer, applied: None, queue });
         self.progressed();
         SessionKey { node, id }
     }

@@ -134,7 +134,7 @@ impl Node {
     }
 
     pub fn id(&self) -> NodeId {
-        self.key.verify_key().node_id()
+        self.grant.as_ref().map_or_else(|| self.key.verify_key().node_id(), |(grant, _)| grant.node)
     }
 
     pub fn grant(&self) -> &NodeGrant {
@@ -243,7 +243,10 @@ impl Node {
     }
 
     async fn open_on(&self, mut stream: Stream, position: Option<Position>, source: IpAddr) -> Option<Session> {
-        let hello = NodeMessage::Hello { mesh: self.mesh(), position, policy_version: 1, version: "test".into() };
+        let grant = self.grant.as_ref().filter(|(grant, _)| !grant.succession.is_empty());
+        let grant = grant.map(|(_, envelope)| envelope.clone());
+        let hello =
+            NodeMessage::Hello { mesh: self.mesh(), position, policy_version: 1, version: "test".into(), grant };
         stream.send(&hello).await;
         match stream.next().await? {
             ServerMessage::Welcome { observed, own_record, .. } => {

@@ -118,7 +118,13 @@ async fn another_mesh_or_no_hello_is_no_session() {
     let mut node = Node::new("n1");
     node.join(server.address, &token).await.unwrap();
     let first = [
-        NodeMessage::Hello { mesh: MeshId([9; 32]), position: None, policy_version: 1, version: String::new() },
+        NodeMessage::Hello {
+            mesh: MeshId([9; 32]),
+            position: None,
+            policy_version: 1,
+            version: String::new(),
+            grant: None,
+        },
         NodeMessage::Pong { nonce: 1 },
     ];
     for message in first {

@@ -57,7 +57,9 @@ async fn strangers_get_no_session_and_no_reason() {
     for transport in [Transport::Quic, Transport::Tls] {
         let mut stream = connect(&stranger.key, ALPN_NODE, server.address, transport).await.unwrap();
         let mesh = nodes[0].mesh();
-        stream.send(&NodeMessage::Hello { mesh, position: None, policy_version: 1, version: String::new() }).await;
+        stream
+            .send(&NodeMessage::Hello { mesh, position: None, policy_version: 1, version: String::new(), grant: None })
+            .await;
         assert!(stream.next::<ServerMessage>().await.is_none(), "the stream just ends");
     }
 }

@@ -27,13 +27,13 @@ Examples:
 
 const LIST_HELP: &str = "\
 A node that asks to join waits here for seven days. Members whose grants come to their end, or whose issuer has another key, \
-are in the list, too; 'regrant' is one that a stolen key granted to.
+are in the list, too, and those that replace their identity key; 'regrant' is one that a stolen key granted to.
 
 Examples:
   meshctl grant list-pending
   meshctl grant list-pending --out pending.txt
 
-JSON: {\"pending\": [{\"node\", \"name\", \"cluster\", \"issuer\", \"renewal\", \"regrant\", \"prefixes\", \"serial\", \"until\"}], \
+JSON: {\"pending\": [{\"node\", \"name\", \"cluster\", \"issuer\", \"renewal\", \"regrant\", \"identity\", \"prefixes\", \"serial\", \"until\"}], \
 \"file\": text for 'grant sign'}";
 
 const SIGN_HELP: &str = "\
@@ -167,7 +167,10 @@ fn table(pending: &[PendingStatus]) -> String {
             grant.name.to_string(),
             grant.node.short(),
             grant.cluster.to_string(),
-            reason(grant.renewal, grant.regrant).to_owned(),
+            grant.identity.map_or_else(
+                || reason(grant.renewal, grant.regrant).to_owned(),
+                |key| format!("identity key {}", key.short()),
+            ),
             grant.serial.to_string(),
             output::list(&grant.prefixes),
             output::date(grant.until),
@@ -292,6 +295,7 @@ fn requests_table(requests: &[&GrantRequest], view: &View) -> String {
                 ("joining", output::maybe(token), output::maybe(limits.map(|limits| limits.uses)))
             }
             GrantReason::Renewal { .. } => (reason(true, view.is_regrant(request)), "-".to_owned(), "-".to_owned()),
+            GrantReason::Succession { .. } => ("identity key", "-".to_owned(), "-".to_owned()),
         };
         table.row([
             grant.name.to_string(),

@@ -1,5 +1,6 @@
-//! `meshctl keys`: nodes promote their spare WireGuard keys, without losing a packet.
+//! `meshctl keys`: nodes promote their spare WireGuard keys, or take another identity key, without losing a packet.
 
+mod identity;
 mod jobs;
 mod local;
 
@@ -21,6 +22,7 @@ Examples:
   meshctl keys rotate
   meshctl keys rotate --cluster east --wave 10%
   meshctl keys rotate --local
+  meshctl keys rotate --identity
   meshctl keys status
   meshctl keys pause";
 
@@ -32,6 +34,10 @@ node alone rotates, through meshd.
 A node promotes its own spare key, and no key leaves it. It refuses while its previous key still answers for peers that \
 were away, unless forced, and when a keyserver asks too often.
 
+With --identity this node replaces the key that it signs with and that it shows the keyserver, through meshd. Name, addresses \
+and tunnels stay. Where the mesh's issuer signs elsewhere the new key waits for it (meshctl grant), and the command waits \
+only with --wait.
+
 Examples:
   meshctl keys rotate
   meshctl keys rotate --node n1 --node n2 --wait 2m
@@ -40,11 +46,14 @@ Examples:
   meshctl keys rotate --at 2030-01-31T03:00:00Z
   meshctl keys rotate --every 7d --wave 5%
   meshctl keys rotate --local --force
+  meshctl keys rotate --identity
 
 JSON, through the keyserver: {\"scope\": \"mesh\", \"job\", \"wave\", \"waves\", \"total\", \"promoted\": [..], \
 \"confirmed\": [..], \"failed\": [{\"node\", \"error\"}], \"offline\": [..], \"millis\", \"done\"}
 JSON, with --dry-run: {\"scope\": \"plan\", \"nodes\": [{\"node\", \"wave\", \"connected\", \"epoch\", \"previous\"}]}
 JSON, this node: {\"scope\": \"node\", \"epoch\", \"peers\", \"confirmed\", \"done\"}
+JSON, with --identity: {\"scope\": \"identity\", \"from\", \"to\", \"phase\": \"settled\", \"asking\", \"waiting\", \"refused\" or \
+\"publishing\", \"error\", \"peers\", \"confirmed\", \"done\"}
 Exit status: 0 if every connected node that was asked has rotated and all peers use the new key, or the job is for later";
 
 const STATUS_HELP: &str = "\
@@ -80,6 +89,9 @@ Nodes that were asked already go on; a rotation cannot be taken back. A job that
 Examples:
   meshctl keys cancel 3";
 
+/// How long `rotate` waits unless told otherwise.
+const DEFAULT_WAIT: Duration = Duration::from_secs(60);
+
 /// Rotate the keys of nodes
 #[derive(Debug, clap::Subcommand)]
 #[command(after_help = HELP)]
@@ -107,6 +119,9 @@ pub(crate) struct Rotate {
     /// This node only, through meshd
     #[arg(long)]
     local: bool,
+    /// This node's identity key instead of its WireGuard keys
+    #[arg(long, conflicts_with_all = ["nodes", "cluster", "all", "force", "at", "every", "wave", "dry_run"])]
+    identity: bool,
     /// Also nodes whose previous key still answers for peers that were away
     #[arg(long)]
     force: bool,
@@ -122,9 +137,9 @@ pub(crate) struct Rotate {
     /// Say what would happen, and in which order
     #[arg(long, conflicts_with = "local")]
     dry_run: bool,
-    /// How long to wait for the others to follow; the rotation itself goes on
-    #[arg(long, value_name = "TIME", default_value = "60s", default_missing_value = "1day", num_args = 0..=1, value_parser = parse_duration)]
-    wait: Duration,
+    /// How long to wait for the others to follow; the rotation itself goes on [default: 60s]
+    #[arg(long, value_name = "TIME", default_missing_value = "1day", num_args = 0..=1, value_parser = parse_duration)]
+    wait: Option<Duration>,
 }
 
 /// Show rotations, and how far the keys of nodes are
@@ -186,25 +201,32 @@ pub(crate) fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
 }
 
 fn rotate(args: &Rotate, context: &Context) -> anyhow::Result<()> {
+    if args.identity {
+        return identity::rotate(args.wait, context);
+    }
     if args.local {
-        return local::rotate(args.force, args.wait, context);
+        return local::rotate(args.force, args.wait(), context);
     }
     let order = args.order();
     // Only this is also a wish for this node.
     let plain = order == RotationOrder { force: args.force, ..RotationOrder::default() } && !args.all;
-    let request = AdminRequest::Rotate { order, wait: millis(args.wait) };
+    let request = AdminRequest::Rotate { order, wait: millis(args.wait()) };
     match Conversation::start(&context.admin_socket, &request) {
         Ok(conversation) if args.dry_run => plan(conversation, context),
         Ok(conversation) => rotate_mesh(args, conversation, context),
         Err(ClientError::NoSocket { .. }) if plain => {
             output::note("no keyserver on this machine: rotating this node only");
-            local::rotate(args.force, args.wait, context)
+            local::rotate(args.force, args.wait(), context)
         }
         Err(error) => Err(error.into()),
     }
 }
 
 impl Rotate {
+    fn wait(&self) -> Duration {
+        self.wait.unwrap_or(DEFAULT_WAIT)
+    }
+
     fn order(&self) -> RotationOrder {
         RotationOrder {
             nodes: self.nodes.clone(),
@@ -303,10 +325,10 @@ impl MeshRotation {
 }
 
 fn rotate_mesh(args: &Rotate, mut conversation: Conversation<AdminReply>, context: &Context) -> anyhow::Result<()> {
-    let deadline = Instant::now() + args.wait;
+    let deadline = Instant::now() + args.wait();
     let mut progress = Progress::new(context.json);
     let rotation = loop {
-        let rotation = MeshRotation::try_from(conversation.next(args.wait + PATIENCE)?)?;
+        let rotation = MeshRotation::try_from(conversation.next(args.wait() + PATIENCE)?)?;
         rotation.show_in(&mut progress);
         let left = deadline.saturating_duration_since(Instant::now());
         if !rotation.done {
@@ -326,7 +348,7 @@ fn rotate_mesh(args: &Rotate, mut conversation: Conversation<AdminReply>, contex
     }
     if rotation.missing() > 0 {
         let count = output::plural(rotation.missing(), "node", "nodes");
-        let wait = humantime::format_duration(args.wait);
+        let wait = humantime::format_duration(args.wait());
         bail!(
             "{count} not confirmed everywhere within {wait}; rotation {} goes on by itself, see meshctl keys status",
             rotation.job

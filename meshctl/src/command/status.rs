@@ -1,7 +1,7 @@
 //! `meshctl status`: this node, when meshd's socket is there, and the keyserver, when its admin socket is there.
 
 use mesh_protocol::admin::{AdminReply, AdminRequest, IssuerProgress, KeyserverStatus};
-use mesh_protocol::local::{DeviceStatus, LocalReply, LocalRequest, Status};
+use mesh_protocol::local::{DeviceStatus, IdentityPhase, IdentityStatus, LocalReply, LocalRequest, Status};
 use serde::Serialize;
 
 use super::Context;
@@ -106,6 +106,9 @@ fn node_text(status: &Status) -> String {
     table.field("keyserver", control_text(status));
     table.field("checkpoint", checkpoint_text(status));
     table.field("keys", keys_text(status));
+    if let Some(identity) = &status.identity {
+        table.field("identity", identity_text(identity));
+    }
     let device = &status.device;
     let mut lanes = output::plural(device.lanes as usize, "lane", "lanes");
     if let Some(reason) = &device.fewer_lanes {
@@ -163,6 +166,19 @@ fn keys_text(status: &Status) -> String {
     let next = keys.rotates_in.map(|left| format!(", rotates in {}", output::seconds(left))).unwrap_or_default();
     let sealed = if keys.sealed { ", sealed on disk" } else { "" };
     format!("epoch {} since {age}{previous}, spare {}{next}{published}{sealed}", keys.current, keys.spare)
+}
+
+/// The identity key, and how far the next one is.
+fn identity_text(identity: &IdentityStatus) -> String {
+    let next = identity.next.map(|next| format!(", {} follows", next.short())).unwrap_or_default();
+    let phase = match identity.phase {
+        IdentityPhase::Settled => String::new(),
+        IdentityPhase::Asking => ": no keyserver has answered yet".to_owned(),
+        IdentityPhase::Waiting => ": its issuer has to sign, see meshctl grant".to_owned(),
+        IdentityPhase::Refused => format!(": REFUSED: {}", identity.error.as_deref().unwrap_or("no reason was given")),
+        IdentityPhase::Publishing => ", NOT PUBLISHED yet: the one before is kept".to_owned(),
+    };
+    format!("key {}{next}{phase}", identity.key.short())
 }
 
 /// Which offloads are on, and why the others are not.

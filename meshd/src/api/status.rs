@@ -52,6 +52,7 @@ pub(super) async fn status(node: &Node) -> Status {
             published: report.published,
             sealed: node.state.is_sealing(),
         },
+        identity: report.identity.clone(),
         device: device::status(node, &facts, &snapshot),
         peers_known: count(directory.peers.len()),
         peers_post_quantum: count(

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tracing::info;
 
 use super::connection::{Answers, Replies, error};
-use super::{path, ping, rotation, status};
+use super::{identity, path, ping, rotation, status};
 use crate::app::Node;
 use crate::shutdown::Reason;
 
@@ -31,6 +31,7 @@ pub(super) fn name(request: &LocalRequest) -> &'static str {
         LocalRequest::Audit => "audit",
         LocalRequest::Ping { .. } => "ping",
         LocalRequest::Rotate { .. } => "rotate",
+        LocalRequest::RotateIdentity => "rotate-identity",
         LocalRequest::Attach { .. } => "attach",
         LocalRequest::Detach { .. } => "detach",
         LocalRequest::Check { .. } => "check",
@@ -49,6 +50,7 @@ impl Answers for Node {
         let reply = match request {
             LocalRequest::Ping { target, count, v6 } => return ping::run(self, &target, count, v6, replies).await,
             LocalRequest::Rotate { force } => return rotation::run(self, force, replies).await,
+            LocalRequest::RotateIdentity => return identity::run(self, replies).await,
             request => answer(request, self).await,
         };
         replies.send(&reply).await
@@ -73,7 +75,7 @@ async fn answer(request: LocalRequest, node: &Node) -> LocalReply {
         }
         LocalRequest::Down => down(node).await,
         // With progress: answered by the caller.
-        LocalRequest::Ping { .. } | LocalRequest::Rotate { .. } => {
+        LocalRequest::Ping { .. } | LocalRequest::Rotate { .. } | LocalRequest::RotateIdentity => {
             error(LocalErrorCode::Internal, "this request tells progress".into())
         }
     }

@@ -5,6 +5,7 @@
 mod own;
 mod peers;
 mod rotation;
+mod succession;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -73,6 +74,10 @@ pub(super) struct Agent {
     /// What the keyserver may still ask for.
     asked: rotation::AskedAllowance,
     rotations: Rotations,
+    /// What the keyserver said to the next identity key.
+    answer: succession::Answer,
+    /// The identity key is another one than the session was opened with.
+    reconnect: bool,
     endpoints: Option<(Vec<SocketAddr>, Instant)>,
     next_tick: Instant,
     /// Facts may differ from those given out last.
@@ -113,6 +118,8 @@ impl Agent {
             promoted: None,
             asked: rotation::AskedAllowance::new(now.instant),
             rotations: Rotations::default(),
+            answer: succession::Answer::default(),
+            reconnect: false,
             endpoints: None,
             next_tick: now.instant,
             facts_due: true,
@@ -144,11 +151,13 @@ impl Agent {
     pub(super) fn hello(&mut self) -> NodeMessage {
         self.directory.begin_stream();
         let position = if self.want_all { None } else { self.directory.position() };
+        let replaced = !self.identity.grant().succession.is_empty();
         NodeMessage::Hello {
             mesh: self.identity.mesh(),
             position,
             policy_version: self.directory.view().policy().version,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            grant: replaced.then(|| self.identity.membership().grant.clone()),
         }
     }
 
@@ -171,10 +180,14 @@ impl Agent {
                 self.published = self.published.max(Some(seq));
                 self.promoted.take_if(|promoted| *promoted <= seq);
                 self.alarms().clear(alarm::PUBLISH);
+                self.settle_identity(now);
             }
             SessionEvent::Published { .. } => {}
             SessionEvent::Checkpoint(checkpoint) => self.handle_checkpoint(&checkpoint, now),
             SessionEvent::Rotate { request, force, after } => self.handle_rotate(request, force, after, now),
+            SessionEvent::Succession { identity, granted, refusal } => {
+                self.handle_succession(identity, granted, refusal.as_ref());
+            }
             SessionEvent::Refused(refusal) => self.handle_refusal(&refusal, now),
         }
         Ok(())
@@ -212,6 +225,7 @@ impl Agent {
         if let Some(position) = self.applied {
             self.out.push_back(NodeMessage::Applied { position });
         }
+        self.ask_succession();
     }
 
     fn handle_batch(&mut self, batch: &Batch<'_>, now: Now) -> Result<(), StartOver> {
@@ -262,6 +276,7 @@ impl Agent {
 
     fn handle_refusal(&mut self, refusal: &Refusal, now: Now) {
         tracing::warn!(code = ?refusal.code, error = %refusal, "keyserver refused a message");
+        self.note_refusal(refusal);
         if matches!(refusal.code, RefusalCode::Record | RefusalCode::Revoked) {
             self.alarms().raise(alarm::PUBLISH, "", format!("the keyserver refused: {refusal}"), now.instant);
         }
@@ -286,6 +301,7 @@ impl Agent {
         self.open = false;
         self.half = None;
         self.published = None;
+        self.answer = succession::Answer::default();
         self.out.clear();
     }
 
@@ -316,7 +332,9 @@ impl Agent {
         if self.open {
             // Unless it is there: it may have been refused for a reason that has passed.
             self.publish_record(now);
+            self.ask_succession();
         }
+        self.settle_identity(now);
         self.publish_endpoints(now);
         self.raise_timed_alarms(now);
         self.check_own_membership(now);

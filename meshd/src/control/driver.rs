@@ -102,6 +102,9 @@ impl Driver {
     /// Runs until told to stop, or until nobody holds the handle.
     pub(super) async fn run(mut self, outlets: Outlets, mut inlets: Inlets) {
         loop {
+            if self.agent.take_reconnect() {
+                self.renew_session();
+            }
             self.connect_if_due();
             self.agent.notice_news(now());
             self.flush();
@@ -256,6 +259,14 @@ impl Driver {
         warn!(error = reason, retry_ms = wait.as_millis(), "no control session");
     }
 
+    /// Opens another session, at once: the identity key is another one.
+    fn renew_session(&mut self) {
+        (self.link, self.session, self.server) = (None, None, None);
+        self.agent.session_ended();
+        self.retry = Instant::now();
+        (self.report.transport, self.report.error) = (None, None);
+    }
+
     fn handle_told(&mut self, told: Told) {
         let now = now();
         if let Some(position) = told.applied {
@@ -274,10 +285,19 @@ impl Driver {
     }
 
     fn handle_rotation(&mut self, rotation: Rotation, outlets: &Outlets) {
-        let result = self.agent.rotate(rotation.force, now());
-        self.tell(outlets);
-        // Whoever asked may have gone; the rotation holds.
-        let _ = rotation.answer.send(result);
+        // Whoever asked may have gone; what was done holds.
+        match rotation {
+            Rotation::Promote { force, answer } => {
+                let result = self.agent.rotate(force, now());
+                self.tell(outlets);
+                let _ = answer.send(result);
+            }
+            Rotation::Succeed { answer } => {
+                let result = self.agent.succeed();
+                self.tell(outlets);
+                let _ = answer.send(result);
+            }
+        }
     }
 
     fn handle_timeout(&mut self) {
@@ -331,6 +351,8 @@ impl Driver {
     fn refresh_report(&mut self) {
         let report = &mut self.report;
         report.published = self.agent.is_published();
+        report.identity = Some(self.agent.identity_status());
+        report.seq = self.agent.identity().ring().seq();
         report.rotations = self.agent.rotations();
         report.exposure = self.agent.exposure_limit();
         (report.unconfirmed, report.read) = self.agent.exposure().reading();

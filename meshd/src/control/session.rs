@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use mesh_protocol::control::{NodeMessage, Refusal, RefusalCode, ServerMessage};
 use mesh_protocol::envelope::Envelope;
-use mesh_protocol::id::Position;
+use mesh_protocol::id::{KeyId, Position};
 
 /// How long a keyserver has to answer the first message.
 const WELCOME_WITHIN: Duration = Duration::from_secs(10);
@@ -56,6 +56,8 @@ pub(super) enum SessionEvent {
     Checkpoint(Envelope),
     /// Promote the spare key.
     Rotate { request: u64, force: bool, after: Option<u64> },
+    /// What becomes of the identity key that was asked for.
+    Succession { identity: KeyId, granted: bool, refusal: Option<Refusal> },
     /// Something that was sent is refused; the session goes on.
     Refused(Refusal),
 }
@@ -100,6 +102,9 @@ impl Session {
             ServerMessage::Published { seq, endpoints } => SessionEvent::Published { seq, endpoints },
             ServerMessage::Checkpoint { checkpoint } => SessionEvent::Checkpoint(checkpoint),
             ServerMessage::Rotate { request, force, after } => SessionEvent::Rotate { request, force, after },
+            ServerMessage::Succession { identity, granted, refusal } => {
+                SessionEvent::Succession { identity, granted, refusal }
+            }
             ServerMessage::Error { refusal } => SessionEvent::Refused(refusal),
         }))
     }
@@ -161,8 +166,13 @@ mod tests {
     use super::*;
 
     fn opened(now: Instant) -> Session {
-        let hello =
-            NodeMessage::Hello { mesh: MeshId([0; 32]), position: None, policy_version: 1, version: String::new() };
+        let hello = NodeMessage::Hello {
+            mesh: MeshId([0; 32]),
+            position: None,
+            policy_version: 1,
+            version: String::new(),
+            grant: None,
+        };
         let mut session = Session::new(hello, now);
         session.open = true;
         session.poll_transmit();

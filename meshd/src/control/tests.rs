@@ -5,6 +5,7 @@
 
 mod issuer;
 mod rotation;
+mod succession;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

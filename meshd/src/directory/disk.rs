@@ -10,7 +10,7 @@ use mesh_protocol::cbor;
 use mesh_protocol::envelope::{Envelope, Kind};
 use mesh_protocol::id::{Hash, MeshId, NodeId, Position};
 use mesh_protocol::record::{Checkpoint, NodeGrant};
-use mesh_protocol::trust::{Seen, View};
+use mesh_protocol::trust::{Change, Seen, View};
 use minicbor::{Decode, Encode};
 
 use super::{Directory, Mark};
@@ -121,6 +121,16 @@ impl Directory {
         }
     }
 
+    /// Takes the grant in the membership file, which is stored at once: the directory may be older.
+    fn take_own_grant(&mut self, grant: &Envelope) {
+        let before = self.held_grant(grant);
+        // Refused where this node is out.
+        if matches!(self.view.apply(grant), Ok(Change::Grant { .. })) {
+            self.keep_earlier(before);
+            self.ahead.insert(self.own);
+        }
+    }
+
     /// Contents of the directory file.
     pub(super) fn encode(&self) -> Vec<u8> {
         cbor::to_vec(&DirectoryOnDisk {
@@ -188,6 +198,7 @@ pub(super) fn read(state: &StateDir, identity: &Identity) -> Result<Directory, S
     let bytes = state.read(DIRECTORY, DIRECTORY_LABEL, LIMIT, DIRECTORY_FIX)?;
     let bytes = bytes.ok_or_else(|| damaged("it is missing".to_owned()))?;
     let mut directory = decode(&bytes, identity.mesh(), identity.node()).map_err(damaged)?;
+    directory.take_own_grant(&identity.membership().grant);
     let runtime = state.read(RUNTIME, RUNTIME_LABEL, LIMIT, RUNTIME_FIX)?;
     if let Some(bytes) = runtime {
         restore_runtime(&mut directory, &bytes).map_err(|reason| state.damaged(RUNTIME, reason, RUNTIME_FIX))?;

@@ -1,14 +1,17 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
+mod ahead;
+
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use mesh_protocol::address::mesh_v6;
 use mesh_protocol::envelope::NO_MESH;
 use mesh_protocol::id::{MeshId, Name};
-use mesh_protocol::key::{KemPublic, SigningKey, TunnelSecret};
+use mesh_protocol::key::{KemPublic, SigningKey, TunnelSecret, VerifyKey};
 use mesh_protocol::record::{
-    ClusterScope, Endpoints, EpochKey, FormerKey, Issuer, KemKey, NodeRecord, PostQuantum, Revocation, TrustPolicy,
+    ClusterScope, Endpoints, EpochKey, FormerKey, Handover, Issuer, KemKey, NodeRecord, PostQuantum, Revocation,
+    TrustPolicy,
 };
 use mesh_protocol::trust::next_state;
 use proptest::prelude::*;
@@ -118,6 +121,7 @@ impl World {
             expires: START + 365 * 86_400,
             lifts: None,
             external: false,
+            succession: vec![],
         };
         let envelope = Envelope::seal(self.mesh, &grant, &[&self.issuer]);
         self.push(envelope)
@@ -140,6 +144,15 @@ impl World {
         issuer.former = vec![FormerKey { key: issuer.key, generation, serial }];
         issuer.key = self.issuer.verify_key();
         let envelope = Envelope::seal(self.mesh, &policy, &[&self.key]);
+        self.push(envelope)
+    }
+
+    /// The grant after `held`, with another identity key.
+    pub(crate) fn succeeded(&mut self, held: &Envelope, identity: VerifyKey, handover: Handover) -> Envelope {
+        let held: NodeGrant = held.unverified().unwrap();
+        let succession = [held.succession.clone(), vec![handover]].concat();
+        let grant = NodeGrant { generation: held.generation + 1, identity, succession, ..held };
+        let envelope = Envelope::seal(self.mesh, &grant, &[&self.key]);
         self.push(envelope)
     }
 

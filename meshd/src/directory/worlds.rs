@@ -166,6 +166,9 @@ impl Directory {
             Ok(Change::Nothing) => Taken::Nothing,
             Ok(change) => {
                 // Endpoints are hints: not worth a write.
+                if let Change::Grant { node, .. } | Change::Record { node } = &change {
+                    self.ahead.insert(*node);
+                }
                 let unsaved = self.unsaved;
                 self.note(&change, before, now);
                 if matches!(change, Change::Endpoints { .. }) {

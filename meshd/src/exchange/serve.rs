@@ -70,7 +70,7 @@ fn envelope(directory: &Directory, want: Want) -> Option<&Envelope> {
         }
         Want::Grant { node } => Some(&view.member(node)?.grant.envelope),
         Want::Record { node } => Some(&view.member(node)?.record.as_ref()?.envelope),
-        Want::Endpoints { node } => Some(&view.member(node)?.endpoints.as_ref()?.envelope),
+        Want::Endpoints { node } => Some(&view.member(node)?.endpoints_to_show()?.envelope),
         Want::Members { .. } => None,
     }
 }

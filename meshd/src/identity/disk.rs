@@ -13,6 +13,8 @@ use crate::state_dir::{StateDir, StateError};
 
 /// Seed of the identity key, as it is.
 pub(super) const IDENTITY: &str = "identity";
+/// Seed of the identity key that follows, as it is.
+pub(super) const IDENTITY_NEXT: &str = "identity-next";
 /// Tunnel keys.
 pub(super) const KEYS: &str = "keys";
 /// Mesh id and grant.
@@ -115,7 +117,15 @@ impl Drop for KeysOnDisk {
 }
 
 pub(super) fn read_identity(state: &StateDir) -> Result<Option<SigningKey>, StateError> {
-    let Some(bytes) = state.read_exact(IDENTITY, 32)? else { return Ok(None) };
+    read_seed(state, IDENTITY)
+}
+
+pub(super) fn read_identity_next(state: &StateDir) -> Result<Option<SigningKey>, StateError> {
+    read_seed(state, IDENTITY_NEXT)
+}
+
+fn read_seed(state: &StateDir, name: &str) -> Result<Option<SigningKey>, StateError> {
+    let Some(bytes) = state.read_exact(name, 32)? else { return Ok(None) };
     let mut seed = Zeroizing::new([0; 32]);
     seed.copy_from_slice(&bytes);
     Ok(Some(SigningKey::from_seed(*seed)))
@@ -123,6 +133,10 @@ pub(super) fn read_identity(state: &StateDir) -> Result<Option<SigningKey>, Stat
 
 pub(super) fn write_identity(state: &StateDir, key: &SigningKey) -> Result<(), StateError> {
     state.write_raw(IDENTITY, key.seed().as_slice())
+}
+
+pub(super) fn write_identity_next(state: &StateDir, key: &SigningKey) -> Result<(), StateError> {
+    state.write_raw(IDENTITY_NEXT, key.seed().as_slice())
 }
 
 pub(super) fn read_keys(state: &StateDir) -> Result<Option<KeyRing>, StateError> {

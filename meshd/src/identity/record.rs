@@ -1,7 +1,7 @@
 //! The own record: what it has to say, and its seal.
 
 use mesh_protocol::envelope::Envelope;
-use mesh_protocol::id::{Hash, MeshId};
+use mesh_protocol::id::{Hash, MeshId, NodeId};
 use mesh_protocol::key::SigningKey;
 use mesh_protocol::record::NodeRecord;
 
@@ -10,6 +10,7 @@ use super::ring::KeyRing;
 /// What goes into a record beside the keys, and what signs it.
 pub(super) struct Sealing<'a> {
     pub(super) mesh: MeshId,
+    pub(super) node: NodeId,
     pub(super) grant: Hash,
     pub(super) key: &'a SigningKey,
     pub(super) lanes: u8,
@@ -33,7 +34,7 @@ impl Sealing<'_> {
 
     fn record(&self, ring: &KeyRing, seq: u64, before: Option<Hash>) -> NodeRecord {
         let (current, previous, spare, kem) = ring.public();
-        let (node, grant, lanes) = (self.key.verify_key().node_id(), self.grant, self.lanes);
+        let (node, grant, lanes) = (self.node, self.grant, self.lanes);
         NodeRecord { node, seq, grant, current, previous, spare, kem, lanes, departed: false, before }
     }
 }

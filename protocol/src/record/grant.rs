@@ -3,6 +3,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use minicbor::{Decode, Encode};
 
+use super::handover::Handover;
 use super::policy::PostQuantum;
 use crate::cbor;
 use crate::envelope::{Kind, Signed};
@@ -16,7 +17,7 @@ pub const MAX_POD_CIDRS: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct NodeGrant {
-    /// Hash of `identity`.
+    /// Hash of its first identity key; stays when that is replaced.
     #[n(0)]
     pub node: NodeId,
     /// The key the node signs its records with and shows on the control channel.
@@ -65,6 +66,10 @@ pub struct NodeGrant {
     /// A plain WireGuard peer without meshd, which holds a static preshared key.
     #[n(15)]
     pub external: bool,
+    /// The handovers from the first identity key to `identity`, oldest first; none while it is the first. At most
+    /// [`MAX_HANDOVERS`](super::MAX_HANDOVERS).
+    #[cbor(n(16), skip_if = "Vec::is_empty")]
+    pub succession: Vec<Handover>,
 }
 
 impl Signed for NodeGrant {
@@ -77,6 +82,11 @@ impl NodeGrant {
         [IpNet::from(std::net::IpAddr::V4(self.mesh_v4)), IpNet::from(std::net::IpAddr::V6(self.mesh_v6))]
             .into_iter()
             .chain(self.pod_cidrs.iter().copied())
+    }
+
+    /// Every identity key that the node ever had, the first one first, the one it has last.
+    pub fn identities(&self) -> impl Iterator<Item = &VerifyKey> {
+        self.succession.iter().map(|handover| &handover.from).chain([&self.identity])
     }
 }
 

@@ -87,6 +87,14 @@ pub enum TrustError {
         /// Name of the node that holds it.
         holder: Name,
     },
+    /// The identity key in the grant is not one that the node chose.
+    #[error("grant of {name} does not carry on the node's identity: {reason}")]
+    Succession {
+        /// Name in the grant.
+        name: Name,
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// There is no grant for this node.
     #[error("node {} has no grant", .0.short())]
     NoGrant(NodeId),

@@ -24,9 +24,7 @@ impl View {
         if self.members.get(&grant.node).is_some_and(is_held) {
             return Ok(Change::Nothing);
         }
-        self.check_generation(&grant, hash)?;
-        self.check_not_revoked(&grant)?;
-        let displaced = self.colliding(&grant)?;
+        let displaced = self.judge(&grant, hash)?;
         for node in &displaced {
             self.remove_member(*node);
         }
@@ -35,12 +33,37 @@ impl View {
         Ok(Change::Grant { node, displaced })
     }
 
+    /// Whether a grant would be accepted, by itself, displacing nobody.
+    ///
+    /// # Errors
+    /// As [`Self::apply`]; [`TrustError::NameTaken`] also where it would put another member out.
+    pub fn check_grant(&self, envelope: &Envelope) -> Result<NodeGrant, TrustError> {
+        let grant = self.check_grant_signature(envelope)?;
+        match self.judge(&grant, envelope.hash(self.mesh))?.first() {
+            Some(holder) => {
+                let (name, node, holder) = (grant.name.clone(), grant.node, *holder);
+                Err(TrustError::NameTaken { name, node, holder })
+            }
+            None => Ok(grant),
+        }
+    }
+
+    /// Everything but the issuer's signature; gives the members that are out when it is accepted.
+    pub(super) fn judge(&self, grant: &NodeGrant, hash: Hash) -> Result<Vec<NodeId>, TrustError> {
+        self.check_generation(grant, hash)?;
+        self.check_identity(grant)?;
+        self.check_not_revoked(grant)?;
+        self.colliding(grant)
+    }
+
     fn insert_member(&mut self, grant: Accepted<NodeGrant>) {
         let node = grant.object.node;
+        self.hold_identities(&grant.object);
         let before = self.remove_member(node).or_else(|| self.out.remove(&node));
         let spoke = self.seen.get(&node).filter(|seen| before.is_some() || seen.grant == grant.hash);
         let record = spoke.and_then(|seen| seen.record);
-        self.seen.insert(node, Seen { node, generation: grant.object.generation, grant: grant.hash, record });
+        let (generation, identity) = (grant.object.generation, Some(grant.object.identity.id()));
+        self.seen.insert(node, Seen { node, generation, grant: grant.hash, record, identity });
         self.names.insert(grant.object.name.clone(), node);
         self.prefixes.insert(node, grant.object.prefixes());
         let member = match before {
@@ -70,9 +93,6 @@ impl View {
     }
 
     pub(super) fn check_scope(&self, grant: &NodeGrant, issuer: &Issuer) -> Result<(), String> {
-        if grant.identity.node_id() != grant.node {
-            return Err("node id is not the hash of the identity key".to_owned());
-        }
         if grant.mesh_v6 != address::mesh_v6(self.mesh, grant.node) {
             return Err(format!("{} is not the node's IPv6 address", grant.mesh_v6));
         }

@@ -17,17 +17,22 @@ impl View {
     pub(super) fn apply_record(&mut self, envelope: &Envelope) -> Result<Change, TrustError> {
         let record: NodeRecord = envelope.unverified()?;
         let member = self.members.get(&record.node).ok_or(TrustError::NoGrant(record.node))?;
-        envelope.verify(self.mesh, &[member.grant.object.identity], 1)?;
         let name = &member.grant.object.name;
         let hash = envelope.hash(self.mesh);
         let seen = self.seen.get(&record.node).and_then(|seen| seen.record).map(|seen| (seen.seq, seen.hash));
+        let verified = match member.identity_under(record.grant) {
+            Some(identity) => envelope.verify(self.mesh, &[identity], 1).map_err(TrustError::from),
+            None => Err(TrustError::OtherGrant { name: name.clone() }),
+        };
+        if let Err(error) = verified {
+            // What an identity key said that has been replaced since is old, not forged.
+            let (kind, name, got) = (Kind::NodeRecord, name.clone(), record.seq);
+            let held = seen.map(|(held, _)| held).filter(|held| *held > got);
+            return Err(held.map_or(error, |held| TrustError::OldSeq { kind, name, held, got }));
+        }
         // A node that was out and is back under the same grant is given the record it had.
         if is_same(Kind::NodeRecord, name, record.seq, hash, seen)? && member.record.is_some() {
             return Ok(Change::Nothing);
-        }
-        let earlier = member.earlier_grant.as_ref().map(|grant| grant.hash);
-        if record.grant != member.grant.hash && Some(record.grant) != earlier {
-            return Err(TrustError::OtherGrant { name: name.clone() });
         }
         validate(name, &record, member.record.as_ref())?;
         let keys = key_hashes(&record);
@@ -59,7 +64,7 @@ impl View {
         let endpoints: Endpoints = envelope.unverified()?;
         let node = endpoints.node;
         let member = self.members.get(&node).ok_or(TrustError::NoGrant(node))?;
-        envelope.verify(self.mesh, &[member.grant.object.identity], 1)?;
+        envelope.verify(self.mesh, &member.identities(), 1)?;
         let name = &member.grant.object.name;
         let held = member.endpoints.as_ref().map(|held| (held.object.seq, held.hash));
         if is_same(Kind::Endpoints, name, endpoints.seq, envelope.hash(self.mesh), held)? {

@@ -78,22 +78,21 @@ impl View {
                 }
             }
             GrantReason::Renewal { held } => self.check_renewal(held, grant, issuer)?,
+            GrantReason::Succession { held } => self.check_succession(held, grant, issuer)?,
         }
         if now >= request.until || now >= grant.expires {
             return Err(RequestError::Over(grant.name.clone()));
         }
-        self.check_grant(grant, issuer)?;
+        self.check_unsigned(grant, issuer)?;
         Ok(issuer)
     }
 
     /// What [`Self::apply`] would ask of the grant once it is signed by `issuer`.
-    fn check_grant(&self, grant: &NodeGrant, issuer: &Issuer) -> Result<(), RequestError> {
+    fn check_unsigned(&self, grant: &NodeGrant, issuer: &Issuer) -> Result<(), RequestError> {
         let out = |reason: String| TrustError::OutOfScope { name: grant.name.clone(), reason };
         super::issuer::check_present(grant, issuer).map_err(out)?;
         self.check_scope(grant, issuer).map_err(out)?;
-        self.check_generation(grant, Envelope::unsigned(grant).hash(self.mesh))?;
-        self.check_not_revoked(grant)?;
-        match self.colliding(grant)?.first() {
+        match self.judge(grant, Envelope::unsigned(grant).hash(self.mesh))?.first() {
             Some(holder) => Err(RequestError::Collides { name: grant.name.clone(), holder: *holder }),
             None => Ok(()),
         }
@@ -125,6 +124,7 @@ impl View {
             return differs(&format!("{cidr} is not inside what the token allows"));
         }
         let plain = grant.route_group.is_none() && grant.lifts.is_none() && !grant.external;
+        let plain = plain && grant.succession.is_empty();
         if !plain || (grant.pq != self.policy().pq && grant.pq != PostQuantum::Required) {
             return differs("it gives more than a token can");
         }
@@ -143,17 +143,31 @@ impl View {
     /// A renewal gives time and nothing else.
     fn check_renewal(&self, held: &Envelope, grant: &NodeGrant, issuer: &Issuer) -> Result<(), RequestError> {
         // What fell with a stolen key has no generation that counts.
-        let (held, generation) = match self.fallen_grant(held, issuer) {
-            Some(held) => (held, 0),
-            None => {
-                let held = self.check_grant_signature(held)?;
-                let generation = held.generation;
-                (held, generation)
-            }
-        };
+        if let Some(held) = self.fallen_grant(held, issuer) {
+            return self.check_renewed(NodeGrant { generation: 0, ..held }, grant, issuer);
+        }
+        self.check_renewed(self.check_grant_signature(held)?, grant, issuer)
+    }
+
+    /// A new identity key changes nothing else than a renewal does.
+    fn check_succession(&self, held: &Envelope, grant: &NodeGrant, issuer: &Issuer) -> Result<(), RequestError> {
+        let held = self.check_grant_signature(held)?;
+        let follows = grant
+            .succession
+            .split_last()
+            .is_some_and(|(handover, before)| before == held.succession.as_slice() && handover.from == held.identity);
+        if !follows {
+            let reason = "it does not go on from the identity key that the node has".to_owned();
+            return Err(RequestError::Differs { name: grant.name.clone(), reason });
+        }
+        let (identity, succession) = (held.identity, held.succession.clone());
+        self.check_renewed(held, &NodeGrant { identity, succession, ..grant.clone() }, issuer)
+    }
+
+    fn check_renewed(&self, held: NodeGrant, grant: &NodeGrant, issuer: &Issuer) -> Result<(), RequestError> {
         let pq_allowed = grant.pq == held.pq || grant.pq == PostQuantum::Required;
         let expected = NodeGrant {
-            generation: generation.max(issuer.floor()).saturating_add(1),
+            generation: held.generation.max(issuer.floor()).saturating_add(1),
             issued: grant.issued,
             expires: grant.expires,
             pq: grant.pq,

@@ -5,7 +5,7 @@
 use minicbor::{Decode, Encode};
 
 use super::View;
-use crate::id::{Hash, NodeId};
+use crate::id::{Hash, KeyId, NodeId};
 
 /// Most keys that one node may ever show, retired ones included: 65,536, an hourly rotation for three years. Bounds what
 /// a hostile node can make everybody remember (about 5 MiB).
@@ -27,6 +27,9 @@ pub struct Seen {
     /// Its newest record since it last became a member with a new grant; absent until it spoke.
     #[n(3)]
     pub record: Option<SeenRecord>,
+    /// The identity key in that grant: every later one follows from it.
+    #[n(4)]
+    pub identity: Option<KeyId>,
 }
 
 /// A record's number and hash.

@@ -39,8 +39,13 @@ pub fn join_requests() -> Vec<(&'static str, JoinRequest)> {
 
 pub fn node_messages() -> Vec<(&'static str, NodeMessage)> {
     let position = Position { epoch: 7, revision: 42 };
-    let hello =
-        |position| NodeMessage::Hello { mesh: mesh(), position, policy_version: 1, version: "0.1.0".to_owned() };
+    let hello = |position| NodeMessage::Hello {
+        mesh: mesh(),
+        position,
+        policy_version: 1,
+        version: "0.1.0".to_owned(),
+        grant: None,
+    };
     vec![
         ("hello", hello(Some(position))),
         ("hello, from nothing", hello(None)),
@@ -50,6 +55,23 @@ pub fn node_messages() -> Vec<(&'static str, NodeMessage)> {
         ("rotated, not", NodeMessage::Rotated { request: 5, epoch: None, error: Some("disk full".to_owned()) }),
         ("pong", NodeMessage::Pong { nonce: 77 }),
         ("error", NodeMessage::Error { refusal: refusal() }),
+        (
+            "succeed",
+            NodeMessage::Succeed {
+                identity: succeeded(1, &[2]).identity,
+                handover: succeeded(1, &[2]).succession.remove(0),
+            },
+        ),
+        (
+            "hello, with a grant",
+            NodeMessage::Hello {
+                mesh: mesh(),
+                position: None,
+                policy_version: 1,
+                version: "0.1.0".to_owned(),
+                grant: Some(seal_grant(&succeeded(1, &[2]))),
+            },
+        ),
     ]
 }
 
@@ -76,6 +98,22 @@ pub fn server_messages() -> Vec<(&'static str, ServerMessage)> {
         ("ping", ServerMessage::Ping { nonce: 77 }),
         ("error", ServerMessage::Error { refusal: refusal() }),
         ("replaced", ServerMessage::Replaced { node: node(1) }),
+        (
+            "succession",
+            ServerMessage::Succession {
+                identity: later_identity(1, 2).verify_key().id(),
+                granted: true,
+                refusal: None,
+            },
+        ),
+        (
+            "succession, not",
+            ServerMessage::Succession {
+                identity: later_identity(1, 2).verify_key().id(),
+                granted: false,
+                refusal: Some(refusal()),
+            },
+        ),
     ]
 }
 

@@ -10,8 +10,8 @@ use mesh_protocol::envelope::{Envelope, NO_MESH};
 use mesh_protocol::id::{Hash, MeshId, Name, NodeId, Position};
 use mesh_protocol::key::{KEM_PUBLIC_BYTES, KemPublic, SigningKey, TunnelKey, TunnelSecret};
 use mesh_protocol::record::{
-    Checkpoint, ClusterScope, Endpoints, EpochKey, FormerKey, Issuer, KemKey, NodeGrant, NodeRecord, PostQuantum,
-    Revocation, TrustPolicy,
+    Checkpoint, ClusterScope, Endpoints, EpochKey, FormerKey, Handover, Issuer, KemKey, NodeGrant, NodeRecord,
+    PostQuantum, Revocation, TrustPolicy,
 };
 use mesh_protocol::token::{JoinClaim, JoinToken, TokenLimits};
 use mesh_protocol::trust::View;
@@ -138,6 +138,7 @@ pub fn grant(n: u8) -> NodeGrant {
         expires: NOW + 30 * 86_400,
         lifts: None,
         external: false,
+        succession: vec![],
     }
 }
 
@@ -227,4 +228,27 @@ pub fn claim() -> JoinClaim {
         name: name("n1"),
         pod_cidrs: vec!["10.1.1.0/24".parse().unwrap()],
     }
+}
+
+/// Node `n`'s identity key after `step` handovers.
+pub fn later_identity(n: u8, step: u8) -> SigningKey {
+    let mut seed = [n; 32];
+    seed[31] = step;
+    if step == 0 { identity(n) } else { SigningKey::from_seed(seed) }
+}
+
+pub fn handover(n: u8, from: &SigningKey, to: &SigningKey) -> Handover {
+    Handover::sign(mesh(), node(n), from, to)
+}
+
+/// The grant of node `n` after its identity key went these steps, each from the one before.
+pub fn succeeded(n: u8, steps: &[u8]) -> NodeGrant {
+    let mut grant = NodeGrant { generation: 1 + steps.len() as u64, ..grant(n) };
+    let mut from = identity(n);
+    for step in steps {
+        let to = later_identity(n, *step);
+        grant.succession.push(handover(n, &from, &to));
+        (grant.identity, from) = (to.verify_key(), to);
+    }
+    grant
 }

@@ -17,17 +17,6 @@ const ENDPOINTS_LIFE: Duration = Duration::from_secs(60 * 60);
 const ENDPOINTS_REFRESH: Duration = Duration::from_secs(20 * 60);
 
 impl Agent {
-    pub(super) fn take_own_grant(&mut self, now: Now) {
-        let Some((envelope, grant)) = self.directory.newer_own_grant(&self.identity.membership().grant) else {
-            return;
-        };
-        match self.identity.set_grant(&envelope, grant) {
-            Ok(()) if self.open => self.publish_record(now),
-            Ok(()) => {}
-            Err(error) => self.storage_failed(&error.to_string(), now),
-        }
-    }
-
     pub(super) fn meet_own_record(&mut self, record: &Envelope, now: Now) {
         match self.identity.meet_own_record(record, now.wall) {
             Ok(Met::Known) => {}
