@@ -21,9 +21,13 @@ pub(crate) fn detach(attachment: &Attachment, config: &Config) -> Result<(), Fai
     // Routes and neighbours through the link, and its end in the pod, go with it.
     host.delete_link_by_name(&name)?;
     release(attachment, config);
-    // An ADD of the same pod that ran beside this one may have made its link after the first look, with a lease that is
-    // gone now. One that makes it later still finds the lease missing and undoes it itself.
-    host.delete_link_by_name(&name)?;
+    // An ADD of the same pod that ran beside this one may have made its link after the first look: with a lease that is gone
+    // now, or with one that is newer than the release. One that makes it later still finds the lease missing and undoes it
+    // itself.
+    if host.link_by_name(&name)?.is_some() {
+        host.delete_link_by_name(&name)?;
+        release(attachment, config);
+    }
     Ok(())
 }
 
