@@ -236,6 +236,20 @@ impl Mesh {
         Ok(())
     }
 
+    /// Waits until each node has a control session: it knows its peers from joining, before that.
+    ///
+    /// # Errors
+    /// If that takes longer than [`SETTLE`].
+    pub fn wait_connected(&self) -> Result<()> {
+        for node in self.nodes.iter().filter(|node| node.daemon.is_some()) {
+            wait::until(&format!("{} has a session", node.node.name()), SETTLE, || {
+                ensure!(node.status()?["control"]["connected"] == true, "it has none");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
     /// The ends of all logs, for a failure's report.
     #[must_use]
     pub fn logs(&self) -> String {
@@ -256,7 +270,8 @@ impl Mesh {
 pub fn scenario(name: &str, nodes: &[(&str, &str)], body: impl FnOnce(&mut Mesh) -> Result<()>) {
     let mut mesh = Mesh::new(name).unwrap_or_else(|error| panic!("make the mesh: {error:#}"));
     let added = nodes.iter().try_for_each(|(node, cluster)| mesh.add_node(node, cluster).map(|_| ()));
-    let result = added.and_then(|()| mesh.wait_settled()).and_then(|()| body(&mut mesh));
+    let settled = added.and_then(|()| mesh.wait_settled()).and_then(|()| mesh.wait_connected());
+    let result = settled.and_then(|()| body(&mut mesh));
     if let Err(error) = result {
         eprintln!("{}", mesh.logs());
         for node in &mesh.nodes {

@@ -49,9 +49,7 @@ fn renewed(n: u8) -> NodeGrant {
 
 #[track_caller]
 fn refuse(view: &mut View, envelope: &Envelope, words: &str) {
-    let before = format!("{view:?}");
-    let error = view.apply(envelope).unwrap_err();
-    assert_eq!(format!("{view:?}"), before, "a refusal changed something: {error}");
+    let error = support::refuse(view, envelope);
     assert!(error.to_string().contains(words), "{error}");
 }
 
@@ -319,4 +317,26 @@ proptest! {
         }
         prop_assert_eq!(held.len(), 4);
     }
+}
+
+#[test]
+fn an_identity_key_goes_on_over_a_change_of_issuers() {
+    // One that the former key granted to hands over by the present one's grant.
+    let mut view = members();
+    view.apply(&replaced(&view, 1, 2)).unwrap();
+    let next = succeeded(1, &[2]);
+    let reason = GrantReason::Succession { held: seal_grant(&grant(1)) };
+    let request = GrantRequest { grant: next.clone(), reason, until: NOW + 60 };
+    assert_eq!(view.check_request(&request, NOW).unwrap().key, successor().verify_key());
+    view.apply(&seal_by(&next, &successor())).unwrap();
+
+    // What fell is granted anew under the key that the node has, not under one it gave up.
+    let mut view = members();
+    view.apply(&seal_grant(&next)).unwrap();
+    view.apply(&replaced(&view, 0, 0)).unwrap();
+    assert!(view.member(node(1)).is_none());
+    refuse(&mut view, &seal_by(&grant(1), &successor()), "does not carry on the node's identity");
+    view.apply(&seal_by(&NodeGrant { generation: 1, ..next }, &successor())).unwrap();
+    let key = later_identity(1, 2).verify_key();
+    assert_eq!(view.member_with(&key).map(|(node, _)| node), Some(node(1)));
 }

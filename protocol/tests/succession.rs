@@ -15,22 +15,6 @@ use mesh_protocol::trust::{Change, RequestError, TrustError, View};
 use proptest::prelude::*;
 use support::*;
 
-/// Refused, and nothing changed.
-#[track_caller]
-fn refuse(view: &mut View, envelope: &Envelope) -> TrustError {
-    let before = format!("{view:?}");
-    let error = view.apply(envelope).unwrap_err();
-    assert_eq!(format!("{view:?}"), before, "a refusal changed something: {error}");
-    error
-}
-
-fn with_node_1() -> View {
-    let mut view = view();
-    view.apply(&seal_grant(&grant(1))).unwrap();
-    view.apply(&seal_record(1, &record(1))).unwrap();
-    view
-}
-
 fn record_under(grant: &NodeGrant, seq: u64, key: &SigningKey) -> Envelope {
     let record = NodeRecord { seq, grant: seal_grant(grant).hash(mesh()), ..record(1) };
     Envelope::seal(mesh(), &record, &[key])

@@ -12,22 +12,6 @@ use mesh_protocol::record::{
 use mesh_protocol::trust::{Change, CheckpointVerdict, TrustError, View, compare_checkpoints};
 use support::*;
 
-/// Refused, and nothing changed.
-#[track_caller]
-fn refuse(view: &mut View, envelope: &Envelope) -> TrustError {
-    let before = format!("{view:?}");
-    let error = view.apply(envelope).unwrap_err();
-    assert_eq!(format!("{view:?}"), before, "a refusal changed something: {error}");
-    error
-}
-
-fn with_node_1() -> View {
-    let mut view = view();
-    view.apply(&seal_grant(&grant(1))).unwrap();
-    view.apply(&seal_record(1, &record(1))).unwrap();
-    view
-}
-
 macro_rules! refused {
     ($view:expr, $envelope:expr, $pattern:pat) => {
         let error = refuse($view, &$envelope);

@@ -15,8 +15,8 @@ struct Args {
     /// Rotations of every node at each rate
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10))]
     rotations: u32,
-    /// Post-quantum preshared keys
-    #[arg(long, value_delimiter = ',', default_values_t = ["off".to_owned()])]
+    /// Post-quantum preshared keys: `off`, `required`; both make a mesh of each
+    #[arg(long, value_delimiter = ',', default_values_t = ["off".to_owned(), "required".to_owned()])]
     pq: Vec<String>,
     /// Print one JSON document
     #[arg(long)]

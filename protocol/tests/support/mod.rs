@@ -14,7 +14,7 @@ use mesh_protocol::record::{
     PostQuantum, Revocation, TrustPolicy,
 };
 use mesh_protocol::token::{JoinClaim, JoinToken, TokenLimits};
-use mesh_protocol::trust::View;
+use mesh_protocol::trust::{TrustError, View};
 
 pub const NOW: u64 = 1_800_000_000;
 
@@ -108,6 +108,23 @@ pub fn mesh() -> MeshId {
 
 pub fn view() -> View {
     View::pinned(mesh(), &[sealed_policy_1()]).unwrap()
+}
+
+/// Refused, and nothing changed.
+#[track_caller]
+pub fn refuse(view: &mut View, envelope: &Envelope) -> TrustError {
+    let before = format!("{view:?}");
+    let error = view.apply(envelope).unwrap_err();
+    assert_eq!(format!("{view:?}"), before, "a refusal changed something: {error}");
+    error
+}
+
+/// A view of one member.
+pub fn with_node_1() -> View {
+    let mut view = view();
+    view.apply(&seal_grant(&grant(1))).unwrap();
+    view.apply(&seal_record(1, &record(1))).unwrap();
+    view
 }
 
 /// The policy after `view`'s newest, changed.
