@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 use nix::sys::socket::{MsgFlags, recvmsg};
 
-use super::{ETHERNET_BYTES, LANE_PORTS, open};
+use super::{ETHERNET_BYTES, LANE_PORTS, OFFER, open};
 use crate::lab::Lab;
 
 /// What an initiator sends ahead of its initiation belongs to it within this time.
@@ -99,6 +99,10 @@ impl Exchanges {
             Some(3 | 4) | None => {}
             Some(_) => {
                 self.ahead.entry((from, to)).or_insert(now);
+                // In one train with the initiation that it is for.
+                if let Some((_, initiation)) = datagram.split_at_checked(OFFER.1) {
+                    self.take(from, to, initiation, now);
+                }
             }
         }
     }
@@ -147,6 +151,11 @@ mod tests {
             seen.take(from, to, datagram, at(millis));
         }
         assert_eq!(seen.taken, [Duration::from_millis(5)]);
+        let train = [&[0x4d; OFFER.1][..], &initiation].concat();
+        let mut seen = Exchanges::default();
+        seen.take(a, b, &train, at(0));
+        seen.take(b, a, &response, at(4));
+        assert_eq!(seen.taken, [Duration::from_millis(4)]);
         let mut plain = Exchanges::default();
         plain.take(a, b, &initiation, at(2));
         plain.take(b, a, &response, at(3));
