@@ -228,3 +228,38 @@ fn every_shape_arrives_between_a_fast_and_a_plain_device() {
 fn every_shape_arrives_in_memory() {
     every_shape_arrives(&mut Memory::new());
 }
+
+/// Long and short fragments in turn, of datagrams that each device on the way has to cut.
+fn fragments() -> Vec<Vec<u8>> {
+    let shape = shapes().into_iter().find(|shape| shape.name == "UDP, fragments, IPv4").unwrap();
+    let numbered = |id: u16| {
+        shape.packets.clone().into_iter().map(move |mut packet| {
+            packet[4..6].copy_from_slice(&id.to_be_bytes());
+            after_hops(&packet, 0)
+        })
+    };
+    (0..16).flat_map(numbered).collect()
+}
+
+/// Whether it is seen before long: it needs fragments to come in one batch.
+fn is_seen(way: &mut dyn Way, seen: impl Fn(&[Vec<u8>]) -> bool) -> bool {
+    let first = &shapes()[0].packets[..1];
+    assert_eq!(through(way, first).len(), 1, "the first packet");
+    (0..20).any(|_| seen(&through(way, &fragments())))
+}
+
+#[test]
+fn fragments_that_come_together_are_one_datagram_for_the_kernel() {
+    // It cuts the whole to its own 1,500; what is in fragments of 1,420 it leaves alone.
+    let cut_anew = |got: &[Vec<u8>]| got.iter().any(|packet| packet.len() == 1_500);
+    assert!(is_seen(&mut Routed::new([fast(Offloads::ALL); 2]), cut_anew));
+    let apart = fast(Offloads { udp_coalesce: false, ..Offloads::ALL });
+    assert!(!is_seen(&mut Routed::new([fast(Offloads::ALL), apart]), cut_anew), "switched off");
+}
+
+#[test]
+fn fragments_are_sent_by_length() {
+    let two_long = |got: &[Vec<u8>]| got.windows(2).any(|pair| pair.iter().all(|packet| packet.len() > 1_000));
+    assert!(!two_long(&fragments()), "they go in as long and short in turn");
+    assert!(is_seen(&mut Memory::new(), two_long));
+}
