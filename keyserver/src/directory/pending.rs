@@ -35,6 +35,14 @@ impl Directory {
 
     /// What waits for an issuer elsewhere, and the file for it.
     pub(crate) fn pending_grants(&mut self) -> Result<(Vec<PendingStatus>, String), Refusal> {
+        let requests = self.pending_requests()?;
+        let pending = requests.iter().filter_map(|request| self.pending_status(request)).collect();
+        let file = GrantRequests { mesh: self.mesh_file(), requests };
+        Ok((pending, file.to_text()))
+    }
+
+    /// What waits for an issuer elsewhere, as much as one file takes.
+    pub(super) fn pending_requests(&self) -> Result<Vec<GrantRequest>, Refusal> {
         let mut requests = Vec::new();
         for request in self.reservations.by_serial() {
             if !self.is_voided(request)? {
@@ -59,10 +67,7 @@ impl Directory {
             bytes += cbor::to_vec(request).len();
             bytes <= MAX_IN_FILE_BYTES
         };
-        let requests: Vec<GrantRequest> = requests.into_iter().take_while(fits).collect();
-        let pending = requests.iter().filter_map(|request| self.pending_status(request)).collect();
-        let file = GrantRequests { mesh: self.mesh_file(), requests };
-        Ok((pending, file.to_text()))
+        Ok(requests.into_iter().take_while(fits).collect())
     }
 
     fn pending_status(&self, request: &GrantRequest) -> Option<PendingStatus> {
