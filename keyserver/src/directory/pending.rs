@@ -51,10 +51,10 @@ impl Directory {
         }
         let now = unix_now();
         let due = self.view().members().filter(|(_, member)| self.is_due(&member.grant.object, now));
-        let due = due.chain(self.view().fallen());
-        let due = due.filter(|(_, member)| !self.signs_for(&member.grant.object.cluster));
         // Which is a renewal, too.
         let due = due.filter(|(node, _)| !self.awaits_identity(**node));
+        let due = due.chain(self.view().fallen());
+        let due = due.filter(|(_, member)| !self.signs_for(&member.grant.object.cluster));
         requests.extend(due.map(|(_, member)| GrantRequest {
             grant: self.renewed(&member.grant.object, now),
             reason: GrantReason::Renewal { held: member.grant.envelope.clone() },

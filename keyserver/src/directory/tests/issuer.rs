@@ -3,9 +3,11 @@
 
 use mesh_protocol::id::NodeId;
 use mesh_protocol::offline::{GrantRequests, InFile as _, SignedGrants};
-use mesh_protocol::record::FormerKey;
+use mesh_protocol::record::{FormerKey, Handover};
 
+use super::super::{layout, succeed::Successor};
 use super::*;
+use crate::store::{Operation, Txn};
 
 /// A directory with two members and its folder, to be opened again.
 struct Disk {
@@ -287,6 +289,23 @@ fn an_issuer_elsewhere_signs_what_waits_and_its_former_key_does_not() {
         let elsewhere = disk.directory().rotate_issuer(false).unwrap_err();
         assert!(elsewhere.message.contains("--replace-issuer"), "{elsewhere}");
     }
+}
+
+/// Its wish for another identity key fell with its grant.
+#[test]
+fn a_node_that_waits_for_an_identity_key_is_granted_anew_as_the_others_are() {
+    let mut disk = Disk::new();
+    let (mesh, node) = (disk.view().mesh(), *disk.view().members().next().unwrap().0);
+    let [from, to] = [crate::keys::generate().unwrap(), crate::keys::generate().unwrap()];
+    let successor = Successor { identity: to.verify_key(), handover: Handover::sign(mesh, node, &from, &to) };
+    let put = Operation::Put(layout::successor(node), mesh_protocol::cbor::to_vec(&successor));
+    disk.directory().commit(&Txn { then: vec![put], ..Txn::default() }).unwrap();
+    disk.directory().read_back().unwrap();
+    assert!(disk.directory().awaits_identity(node));
+    disk.policy_only(true);
+    disk.directory().keys.issuer = None;
+    let (pending, _) = disk.directory().pending_grants().unwrap();
+    assert!(pending.len() == 2 && pending.iter().all(|one| one.regrant), "{pending:?}");
 }
 
 #[test]
