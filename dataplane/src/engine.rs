@@ -12,6 +12,7 @@ mod crossing;
 mod mailbox;
 mod placement;
 mod spin;
+mod waiter;
 mod worker;
 
 use std::{
@@ -177,7 +178,7 @@ impl Engine {
                 let lane = Lane::new(lane_config, Arc::clone(&table), clock::Instant::now());
                 let mailbox = Arc::new(Mailbox::new()?);
                 let first = engine.lanes.first().map(|first| Arc::clone(&first.mailbox));
-                let worker = Worker::new(lane, parts, Mailboxes { own: Arc::clone(&mailbox), first }, sender.clone());
+                let worker = Worker::new(lane, parts, Mailboxes { own: Arc::clone(&mailbox), first }, sender.clone())?;
                 let worker = worker.with_busy_poll(config.busy_poll);
                 let run = move || {
                     if config.pin {

@@ -3,10 +3,13 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
 };
 
-use crate::buffer::{Batch, ROOM};
+use crate::{
+    buffer::{Batch, ROOM},
+    clock::Instant,
+};
 
 pub mod closed;
 pub mod memory;
@@ -66,6 +69,27 @@ pub trait Socket: AsFd + Send {
     ///
     /// If the system refuses; the caller counts it and tries again.
     fn receive(&mut self, arrivals: &mut Arrivals, most: usize) -> io::Result<usize>;
+
+    /// Descriptor of a way of its own to one other end, if there is one now: readable when a datagram waits there.
+    fn direct(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Like [`receive`](Self::receive), of what waits at [`direct`](Self::direct).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    fn receive_direct(&mut self, arrivals: &mut Arrivals, _most: usize) -> io::Result<usize> {
+        arrivals.clear();
+        Ok(0)
+    }
+
+    /// To be called now and then while there is traffic: opens or closes the direct way. True if there is another one now,
+    /// or none any more.
+    fn settle(&mut self, _now: Instant) -> bool {
+        false
+    }
 
     /// Sends all datagrams as far as the system takes them; says how many it took. The others are gone: datagrams are
     /// never kept for later.

@@ -1,9 +1,9 @@
-//! One lane's thread: waits for its queue, its socket, its bell and its timers, and passes bytes to the [`Lane`].
+//! One lane's thread: waits for its queue, its sockets, its bell and its timers, and passes bytes to the [`Lane`].
 //!
 //! Each round has a budget of one batch in each direction, so that timers and commands get their turn under flood.
 
 use std::{
-    mem,
+    io, mem,
     sync::{
         Arc,
         mpsc::{SyncSender, TrySendError},
@@ -11,10 +11,6 @@ use std::{
     time::Duration,
 };
 
-use nix::{
-    poll::{PollFd, PollFlags, ppoll},
-    sys::time::TimeSpec,
-};
 use tracing::{debug, warn};
 
 use super::{
@@ -22,6 +18,7 @@ use super::{
     crossing::Crossed,
     mailbox::{Letter, Mailbox},
     spin::Spin,
+    waiter::{Ready, Source, Waiter},
 };
 use crate::{
     clock::Instant,
@@ -39,6 +36,8 @@ const BUDGET: usize = 64;
 const SLOTS: usize = 16;
 /// Letters a round answers: each may begin a handshake, which costs a third of a millisecond.
 const LETTERS: usize = 16;
+/// How long a lane sleeps at most while the system refuses to tell it of something.
+const RETRY_WATCH: Duration = Duration::from_millis(100);
 /// Failures of a queue in a row after which it counts as lost although the error does not say so.
 const FAILURES: u32 = 1_000;
 
@@ -53,7 +52,11 @@ pub(super) struct Worker {
     output: Output,
     crossed: Crossed,
     failures: u32,
+    waiter: Waiter,
+    /// The waiter does not know of all that there is.
+    is_deaf: bool,
     from_socket: Pace,
+    from_direct: Pace,
     from_queue: Pace,
     spin: Spin,
     turns: Turns,
@@ -86,23 +89,24 @@ pub(super) struct Mailboxes {
     pub(super) first: Option<Arc<Mailbox>>,
 }
 
-/// What may be done without waiting.
-#[derive(Debug, Clone, Copy, Default)]
-struct Ready {
-    bell: bool,
-    socket: bool,
-    queue: bool,
-}
-
-impl Ready {
-    fn is_any(self) -> bool {
-        self.bell || self.socket || self.queue
-    }
+/// Which way datagrams came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Via {
+    All,
+    Direct,
 }
 
 impl Worker {
-    pub(super) fn new(lane: Lane, parts: LaneParts, mailboxes: Mailboxes, events: SyncSender<Event>) -> Self {
-        Self {
+    /// # Errors
+    ///
+    /// If the process has no descriptor left.
+    pub(super) fn new(
+        lane: Lane,
+        parts: LaneParts,
+        mailboxes: Mailboxes,
+        events: SyncSender<Event>,
+    ) -> io::Result<Self> {
+        let mut worker = Self {
             lane,
             queue: Some(parts.queue),
             socket: parts.socket,
@@ -113,11 +117,16 @@ impl Worker {
             output: Output::new(),
             crossed: Crossed::default(),
             failures: 0,
+            waiter: Waiter::new()?,
+            is_deaf: false,
             from_socket: Pace::default(),
+            from_direct: Pace::default(),
             from_queue: Pace::default(),
             spin: Spin::default(),
             turns: Turns::default(),
-        }
+        };
+        worker.watch();
+        Ok(worker)
     }
 
     /// Looks for more for up to so long before it sleeps.
@@ -142,8 +151,13 @@ impl Worker {
             self.take_crossed(now);
         }
         match ready.socket {
-            true => self.receive(now),
+            true => self.receive(Via::All, now),
             false => self.from_socket = Pace::default(),
+        }
+        // After the other one: what an end sent before it had a way of its own waits there.
+        match ready.direct {
+            true => self.receive(Via::Direct, now),
+            false => self.from_direct = Pace::default(),
         }
         match ready.queue {
             true => self.read(now),
@@ -152,6 +166,9 @@ impl Worker {
         // What is due beyond one call's share finds its turn in the next round, which does not wait.
         if self.lane.poll_timeout().is_some_and(|due| due <= now) {
             self.lane.handle_timeout(now, &mut self.output);
+            if self.socket.settle(now) {
+                self.watch();
+            }
         }
         self.drain();
         false
@@ -165,7 +182,7 @@ impl Worker {
         let began = Instant::now();
         let window = self.spin.window();
         while !window.is_zero() && Instant::now().since(began) < window {
-            let ready = self.poll(Some(TimeSpec::from(Duration::ZERO)));
+            let ready = self.waiter.look();
             if ready.is_any() {
                 self.spin.came(Instant::now().since(began));
                 return ready;
@@ -185,27 +202,29 @@ impl Worker {
     }
 
     /// Waits until something is ready or a timer is due.
-    fn sleep(&self) -> Ready {
-        let patience = self.lane.poll_timeout().map(|due| match due.since(Instant::now()) {
-            // Not even the slack that the kernel adds to the shortest sleep.
-            Duration::ZERO => TimeSpec::from(Duration::ZERO),
-            // A nanosecond more, lest rounding down wakes us just before it is due.
-            time => TimeSpec::from(time + Duration::from_nanos(1)),
-        });
-        self.poll(patience)
+    fn sleep(&mut self) -> Ready {
+        let mut due = self.lane.poll_timeout();
+        if self.is_deaf {
+            let retry = Instant::now() + RETRY_WATCH;
+            due = Some(due.map_or(retry, |due| due.min(retry)));
+            self.watch();
+        }
+        self.waiter.wait(due)
     }
 
-    /// What is ready within `patience`; `None` waits without end.
-    fn poll(&self, patience: Option<TimeSpec>) -> Ready {
-        let flags = PollFlags::POLLIN;
-        let mut fds = descriptors(&self.mailboxes.own, self.socket.as_ref(), self.queue.as_deref(), flags);
-        let count = if self.queue.is_some() { 3 } else { 2 };
-        // Interrupted or timed out: nothing is ready, which the flags say.
-        if !matches!(ppoll(&mut fds[..count], patience, None), Ok(1..)) {
-            return Ready::default();
+    /// Waits for all that there is from now on.
+    fn watch(&mut self) {
+        let watch = |source, fd| self.waiter.watch(source, fd);
+        let watched = watch(Source::Bell, self.mailboxes.own.bell())
+            .and_then(|()| watch(Source::Socket, self.socket.as_fd()))
+            .and_then(|()| self.socket.direct().map_or(Ok(()), |fd| watch(Source::Direct, fd)))
+            .and_then(|()| self.queue.as_ref().map_or(Ok(()), |queue| watch(Source::Queue, queue.as_fd())));
+        if let Err(error) = &watched
+            && !self.is_deaf
+        {
+            warn!(lane = self.lane.number(), %error, "the system refuses to tell of packets, asking again");
         }
-        let is_ready = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
-        Ready { bell: is_ready(&fds[0]), socket: is_ready(&fds[1]), queue: count == 3 && is_ready(&fds[2]) }
+        self.is_deaf = watched.is_err();
     }
 
     /// Does what control left; true if the lane is to stop.
@@ -224,10 +243,17 @@ impl Worker {
                 Letter::Redirect(peers) => self.lane.redirect(&peers),
                 Letter::Expect(marks) => self.lane.expect(marks),
                 Letter::Agree(agreement) => self.lane.agree(&agreement, now, &mut self.output),
-                Letter::Socket(socket) => self.socket = socket,
+                Letter::Socket(socket) => {
+                    self.waiter.forget(self.socket.as_fd());
+                    self.socket.direct().into_iter().for_each(|fd| self.waiter.forget(fd));
+                    self.socket = socket;
+                    self.watch();
+                }
                 Letter::Queue(queue) => {
+                    self.give_up_queue();
                     self.queue = Some(queue);
                     self.failures = 0;
+                    self.watch();
                 }
                 Letter::Snapshot(answer) => {
                     let (mut lane, peers) = self.lane.snapshot(now);
@@ -258,10 +284,15 @@ impl Worker {
         self.crossed = crossed;
     }
 
-    fn receive(&mut self, now: Instant) {
-        let most = self.from_socket.most(SLOTS);
-        match self.socket.receive(&mut self.arrivals, most) {
-            Ok(count) => self.from_socket.took(count, most),
+    fn receive(&mut self, via: Via, now: Instant) {
+        let pace = if via == Via::All { &mut self.from_socket } else { &mut self.from_direct };
+        let most = pace.most(SLOTS);
+        let received = match via {
+            Via::All => self.socket.receive(&mut self.arrivals, most),
+            Via::Direct => self.socket.receive_direct(&mut self.arrivals, most),
+        };
+        match received {
+            Ok(count) => pace.took(count, most),
             Err(error) => {
                 // Errors of earlier datagrams are reported here too; reading on clears them.
                 debug!(%error, "receive failed");
@@ -373,11 +404,17 @@ impl Worker {
         }
     }
 
-    fn lose_queue(&mut self, error: std::io::Error) {
+    fn lose_queue(&mut self, error: io::Error) {
         let lane = self.lane.number();
         warn!(lane, %error, "TUN queue lost, going on without");
-        self.queue = None;
+        self.give_up_queue();
         self.report(Event::QueueLost { lane, error });
+    }
+
+    fn give_up_queue(&mut self) {
+        if let Some(queue) = self.queue.take() {
+            self.waiter.forget(queue.as_fd());
+        }
     }
 
     fn report(&mut self, event: Event) {
@@ -386,18 +423,6 @@ impl Worker {
             Err(TrySendError::Full(event)) => self.lane.count_lost_event(&event),
         }
     }
-}
-
-/// The descriptors to wait for; the last is a stand-in without a queue.
-fn descriptors<'a>(
-    mailbox: &'a Mailbox,
-    socket: &'a dyn Socket,
-    queue: Option<&'a dyn Queue>,
-    flags: PollFlags,
-) -> [PollFd<'a>; 3] {
-    let bell = mailbox.bell();
-    let queue = queue.map_or(bell, |queue| queue.as_fd());
-    [PollFd::new(bell, flags), PollFd::new(socket.as_fd(), flags), PollFd::new(queue, flags)]
 }
 
 #[cfg(test)]

@@ -5,9 +5,12 @@
 //! What is to be sent lies contiguous in its batch: datagrams of one size to one destination are one message of
 //! `sendmmsg`, which the kernel or the NIC cuts (`UDP_SEGMENT`). What arrives comes in trains too (`UDP_GRO`). A
 //! destination whose link refuses trains gets single datagrams, others are not touched by that.
+//!
+//! The other end that most datagrams go to gets a direct way beside: a connected socket, which costs the kernel less.
 #![allow(unsafe_code, reason = "sendmmsg, recvmmsg, socket options; each block is one call")]
 
 mod control;
+mod direct;
 mod name;
 mod receive;
 mod send;
@@ -22,6 +25,8 @@ use socket2::{Domain, Protocol, Type};
 use tracing::{debug, info};
 
 use super::{Arrivals, Datagrams, Socket, SocketState, Trains};
+use crate::clock::Instant;
+use direct::Ways;
 use send::Refusals;
 
 /// Messages a system call takes at most, each a datagram or a train.
@@ -65,7 +70,9 @@ pub struct SystemSocket {
     refusals: Refusals,
     /// Whether trains are sent, and whether the kernel joins what arrives to trains.
     trains: Trains,
-    asked_buffer: usize,
+    /// What it was asked to be.
+    config: SystemConfig,
+    ways: Ways,
     receive_buffer: usize,
     send_buffer: usize,
     /// What the socket is set to.
@@ -106,17 +113,7 @@ impl SystemSocket {
 
     fn bind_to(address: SocketAddr, config: &SystemConfig) -> io::Result<Self> {
         let v6 = address.is_ipv6();
-        let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
-        let socket = socket2::Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
-        if v6 {
-            socket.set_only_v6(false)?;
-            set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, PMTUDISC_OMIT)?;
-            set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
-        }
-        set_option(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, PMTUDISC_OMIT)?;
-        set_option(&socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
-        // Kernels before 5.0 know no trains.
-        let receive = config.trains.receive && set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+        let (socket, receive) = make(v6, config)?;
         if address.ip().is_unspecified() {
             let (level, name) = match v6 {
                 true => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
@@ -124,28 +121,11 @@ impl SystemSocket {
             };
             set_option(&socket, level, name, 1)?;
         }
-        if config.class != 0 {
-            set_option(&socket, libc::IPPROTO_IP, libc::IP_TOS, config.class.into())?;
-            if v6 {
-                set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, config.class.into())?;
-            }
-        }
-        if let Some(mark) = config.mark {
-            socket.set_mark(mark)?;
-        }
-        let bytes = libc::c_int::try_from(config.buffer_bytes).unwrap_or(libc::c_int::MAX);
-        // Beyond the system's limit with CAP_NET_ADMIN, up to it without.
-        if set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes).is_err() {
-            socket.set_recv_buffer_size(config.buffer_bytes)?;
-        }
-        if set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes).is_err() {
-            socket.set_send_buffer_size(config.buffer_bytes)?;
-        }
         socket.bind(&address.into())?;
         let (receive_buffer, send_buffer) = (socket.recv_buffer_size()?, socket.send_buffer_size()?);
         let trains = Trains { receive, ..config.trains };
-        let (refusals, dont_fragment, asked_buffer) = (Refusals::default(), false, config.buffer_bytes);
-        Ok(Self { socket, v6, refusals, trains, asked_buffer, receive_buffer, send_buffer, dont_fragment })
+        let (refusals, dont_fragment, config, ways) = (Refusals::default(), false, config.clone(), Ways::default());
+        Ok(Self { socket, v6, refusals, trains, config, ways, receive_buffer, send_buffer, dont_fragment })
     }
 
     /// Makes what is sent from now on be fragmented where it is too large, or not. The latter is rare: the option stays until the
@@ -162,6 +142,39 @@ impl SystemSocket {
         self.dont_fragment = wanted;
         Ok(())
     }
+}
+
+/// A socket of the family, not bound yet; true if it joins what arrives to trains.
+fn make(v6: bool, config: &SystemConfig) -> io::Result<(socket2::Socket, bool)> {
+    let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
+    let socket = socket2::Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+    if v6 {
+        socket.set_only_v6(false)?;
+        set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, PMTUDISC_OMIT)?;
+        set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+    }
+    set_option(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, PMTUDISC_OMIT)?;
+    set_option(&socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+    // Kernels before 5.0 know no trains.
+    let receive = config.trains.receive && set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+    if config.class != 0 {
+        set_option(&socket, libc::IPPROTO_IP, libc::IP_TOS, config.class.into())?;
+        if v6 {
+            set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, config.class.into())?;
+        }
+    }
+    if let Some(mark) = config.mark {
+        socket.set_mark(mark)?;
+    }
+    let bytes = libc::c_int::try_from(config.buffer_bytes).unwrap_or(libc::c_int::MAX);
+    // Beyond the system's limit with CAP_NET_ADMIN, up to it without.
+    if set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes).is_err() {
+        socket.set_recv_buffer_size(config.buffer_bytes)?;
+    }
+    if set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes).is_err() {
+        socket.set_send_buffer_size(config.buffer_bytes)?;
+    }
+    Ok((socket, receive))
 }
 
 fn is_without_v6(error: &io::Error) -> bool {
@@ -186,7 +199,23 @@ impl AsFd for SystemSocket {
 
 impl Socket for SystemSocket {
     fn receive(&mut self, arrivals: &mut Arrivals, most: usize) -> io::Result<usize> {
-        receive::receive(self, arrivals, most)
+        receive::receive(&self.socket, arrivals, most)?;
+        for arrival in &arrivals.filled {
+            self.refusals.heard_at(arrival.from.ends.local);
+        }
+        Ok(arrivals.len())
+    }
+
+    fn direct(&self) -> Option<BorrowedFd<'_>> {
+        self.ways.direct().map(AsFd::as_fd)
+    }
+
+    fn receive_direct(&mut self, arrivals: &mut Arrivals, most: usize) -> io::Result<usize> {
+        direct::receive(&mut self.ways, arrivals, most)
+    }
+
+    fn settle(&mut self, now: Instant) -> bool {
+        direct::settle(self, now)
     }
 
     fn send(&mut self, datagrams: &Datagrams) -> usize {
@@ -200,7 +229,7 @@ impl Socket for SystemSocket {
 
     fn state(&self) -> SocketState {
         SocketState {
-            asked_buffer: self.asked_buffer,
+            asked_buffer: self.config.buffer_bytes,
             // The system reports twice what it took: the rest is for its own bookkeeping (socket(7)).
             receive_buffer: self.receive_buffer / 2,
             send_buffer: self.send_buffer / 2,

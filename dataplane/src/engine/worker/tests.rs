@@ -63,7 +63,7 @@ fn bench(table: Arc<Table>, queue: Box<dyn Queue>) -> Bench {
     let mailbox = Arc::new(Mailbox::new().unwrap());
     let (sender, events) = mpsc::sync_channel(8);
     let parts = LaneParts { queue, socket: Box::new(network.bind(outer(1)).unwrap()) };
-    let worker = Worker::new(lane, parts, Mailboxes { own: Arc::clone(&mailbox), first: None }, sender);
+    let worker = Worker::new(lane, parts, Mailboxes { own: Arc::clone(&mailbox), first: None }, sender).unwrap();
     Bench { worker, mailbox, events, remote: network.bind(outer(9)).unwrap() }
 }
 

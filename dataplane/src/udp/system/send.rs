@@ -3,7 +3,7 @@
 use std::{
     io,
     net::IpAddr,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, RawFd},
     time::{Duration, Instant},
 };
 
@@ -134,11 +134,13 @@ pub(super) fn send(socket: &mut SystemSocket, datagrams: &Datagrams) -> usize {
     let mut deadline = None;
     while let Some((outer, _)) = datagrams.get(at) {
         let (ends, to) = (outer.ends, outer.ends.remote.ip());
-        // One message needs no room made for sixteen.
-        let sent = match datagrams.len() - at {
-            1 => send_some::<1>(socket, datagrams, at),
-            _ => send_some::<BATCH>(socket, datagrams, at),
-        };
+        if let Some(count) = send_direct(socket, datagrams, at) {
+            (at, taken) = (at + count, taken + count);
+            continue;
+        }
+        socket.ways.vote(ends);
+        let all = Way { fd: socket.socket.as_raw_fd(), v6: socket.v6, to: None };
+        let sent = socket.set_dont_fragment(outer.dont_fragment).and_then(|()| send_some(socket, all, datagrams, at));
         let error = match sent {
             // Does not occur; were it to, trying again would never end.
             Ok(0) => break,
@@ -179,6 +181,21 @@ pub(super) fn send(socket: &mut SystemSocket, datagrams: &Datagrams) -> usize {
     taken
 }
 
+/// Sends what can go the direct way from number `first` on; how many went. `None` if the other way has to be taken, also
+/// because the system refused: then it says there why.
+fn send_direct(socket: &mut SystemSocket, datagrams: &Datagrams, first: usize) -> Option<usize> {
+    let (outer, datagram) = datagrams.get(first).filter(|(outer, _)| !outer.dont_fragment)?;
+    let direct = socket.ways.direct_to(outer.ends)?;
+    let sent = if outer.class == 0 && datagrams.len() == first + 1 {
+        direct.send(datagram).map(|_| 1)
+    } else {
+        let way = Way { fd: direct.as_raw_fd(), v6: outer.ends.remote.is_ipv6(), to: Some(outer.ends) };
+        send_some(socket, way, datagrams, first)
+    };
+    socket.ways.direct_to(outer.ends)?.sent(&sent);
+    sent.ok().filter(|count| *count > 0)
+}
+
 /// Datagrams that may go there in one train. Those that may be too large for the way go one by one.
 fn longest_train(socket: &SystemSocket, outer: &Outer) -> usize {
     let may = socket.trains.send && !outer.dont_fragment && !socket.refusals.has_refused(outer.ends.remote.ip());
@@ -195,8 +212,33 @@ fn has_room_by(socket: &SystemSocket, deadline: &mut Option<Instant>) -> bool {
     !left.is_zero() && matches!(ppoll(&mut fds, Some(TimeSpec::from(left)), None), Ok(1..))
 }
 
-/// One `sendmmsg` of datagrams from number `first` on, of at most `N` messages; how many datagrams went.
-fn send_some<const N: usize>(socket: &mut SystemSocket, datagrams: &Datagrams, first: usize) -> io::Result<usize> {
+/// Which socket to send from.
+#[derive(Clone, Copy)]
+struct Way {
+    fd: RawFd,
+    /// It is an IPv6 socket.
+    v6: bool,
+    /// It is connected: only what goes between these can go this way, and needs to be told no address.
+    to: Option<Ends>,
+}
+
+/// One `sendmmsg` of datagrams from number `first` on; how many datagrams went.
+fn send_some(socket: &mut SystemSocket, way: Way, datagrams: &Datagrams, first: usize) -> io::Result<usize> {
+    // One message needs no room made for sixteen, which is why they have frames of their own.
+    match datagrams.len() - first {
+        1 => send_up_to::<1>(socket, way, datagrams, first),
+        _ => send_up_to::<BATCH>(socket, way, datagrams, first),
+    }
+}
+
+/// One `sendmmsg` of at most `N` messages.
+#[inline(never)]
+fn send_up_to<const N: usize>(
+    socket: &mut SystemSocket,
+    way: Way,
+    datagrams: &Datagrams,
+    first: usize,
+) -> io::Result<usize> {
     let mut names = [EMPTY_NAME; N];
     let mut parts = [EMPTY_PART; N];
     let mut messages = [EMPTY_MESSAGE; N];
@@ -204,33 +246,42 @@ fn send_some<const N: usize>(socket: &mut SystemSocket, datagrams: &Datagrams, f
     let mut trains = [0; N];
     let (mut count, mut at) = (0, first);
     let dont_fragment = datagrams.get(first).is_some_and(|(outer, _)| outer.dont_fragment);
-    socket.set_dont_fragment(dont_fragment)?;
+    let is_fitting =
+        |outer: &Outer| outer.dont_fragment == dont_fragment && way.to.is_none_or(|ends| outer.ends == ends);
     while count < N
-        && let Some((mut outer, head)) = datagrams.get(at).filter(|(outer, _)| outer.dont_fragment == dont_fragment)
+        && let Some((mut outer, head)) = datagrams.get(at).filter(|(outer, _)| is_fitting(outer))
     {
         let longest = longest_train(socket, &outer);
         let train = datagrams.train(at, longest, MAX_TRAIN_BYTES);
         let bytes = datagrams.span(at, train);
-        outer.ends = socket.refusals.allowed(outer.ends);
+        outer.ends = match way.to {
+            Some(ends) => Ends::from(ends.remote),
+            None => socket.refusals.allowed(outer.ends),
+        };
         let stride = (train > 1).then_some(head.len());
-        messages[count].msg_hdr.msg_controllen = controls[count].encode(&outer, socket.v6, stride) as _;
-        messages[count].msg_hdr.msg_namelen = encode_address(outer.ends.remote, socket.v6, &mut names[count]);
+        messages[count].msg_hdr.msg_controllen = controls[count].encode(&outer, way.v6, stride) as _;
+        if way.to.is_none() {
+            messages[count].msg_hdr.msg_namelen = encode_address(outer.ends.remote, way.v6, &mut names[count]);
+        }
         // The kernel only reads what a message to be sent points to.
         parts[count] = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         trains[count] = train;
         (count, at) = (count + 1, at + train);
     }
     for n in 0..count {
-        messages[n].msg_hdr.msg_name = (&raw mut names[n]).cast();
+        if messages[n].msg_hdr.msg_namelen > 0 {
+            messages[n].msg_hdr.msg_name = (&raw mut names[n]).cast();
+        }
         if messages[n].msg_hdr.msg_controllen > 0 {
             messages[n].msg_hdr.msg_control = (&raw mut controls[n]).cast();
         }
         messages[n].msg_hdr.msg_iov = &raw mut parts[n];
         messages[n].msg_hdr.msg_iovlen = 1;
     }
-    let (fd, pointer) = (socket.socket.as_raw_fd(), messages.as_mut_ptr());
-    // SAFETY: `count` messages point to names and controls on this stack and to bytes that `datagrams` keeps.
-    let sent = unsafe { libc::sendmmsg(fd, pointer, count as u32, libc::MSG_DONTWAIT) };
+    let pointer = messages.as_mut_ptr();
+    // SAFETY: `count` messages point to names and controls on this stack and to bytes that `datagrams` keeps; the socket
+    // that the descriptor belongs to is open, as nothing closes one while something is sent.
+    let sent = unsafe { libc::sendmmsg(way.fd, pointer, count as u32, libc::MSG_DONTWAIT) };
     if sent < 0 {
         return Err(io::Error::last_os_error());
     }
