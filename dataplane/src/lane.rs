@@ -19,6 +19,7 @@ mod pairs;
 mod probing;
 mod tables;
 mod timers;
+mod turning;
 mod wheel;
 
 use std::{

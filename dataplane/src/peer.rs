@@ -140,15 +140,22 @@ impl Peer {
         PeerSlot { id: self.id, slot: self.slot }
     }
 
-    /// Position of the tunnel to send on: the newest confirmed one whose session is alive.
+    /// Position of the tunnel to send on: the newest confirmed one whose session is alive; one that is leaving only if there
+    /// is no other.
     pub(crate) fn sending(&self, now: Instant) -> Option<usize> {
+        let rank = |tunnel: &Tunnel| (!tunnel.is_leaving(), tunnel.order);
         let mut best: Option<usize> = None;
         for (n, tunnel) in self.tunnels.iter().enumerate() {
-            if tunnel.can_send(now) && best.is_none_or(|b| tunnel.order > self.tunnels[b].order) {
+            if tunnel.can_send(now) && best.is_none_or(|b| rank(tunnel) > rank(&self.tunnels[b])) {
                 best = Some(n);
             }
         }
         best
+    }
+
+    /// True while packets go by a tunnel that is leaving.
+    pub(crate) fn sends_on_leaving(&self, now: Instant) -> bool {
+        self.sending(now).is_some_and(|sending| self.tunnels[sending].is_leaving())
     }
 
     /// Position of the tunnel with this key.

@@ -194,7 +194,7 @@ impl Lane {
 
     /// Lets a tunnel do what it has to before a handshake message; at most a few datagrams.
     fn prepare(&mut self, peer: &mut Peer, position: usize, answering: bool, now: Instant, out: &mut Output) {
-        for _ in 0..3 {
+        for _ in 0..4 {
             let Some(room) = out.datagrams.room() else { return };
             let due = peer.tunnels[position].before_handshake(now, answering, room);
             if due == Due::Nothing {

@@ -92,12 +92,14 @@ impl Lane {
         peer.keepalive = spec.keepalive;
         let Some(desired) = self.desired(spec) else { return };
         for position in (0..peer.tunnels.len()).rev() {
-            let key = peer.tunnels[position].key;
-            if desired.key.is_agreed() && !key.is_agreed() {
-                // No packet may pass without an agreed key from now on.
-                self.remove_tunnel(peer, position);
-            } else if !is_in_table(&self.table, spec, key) {
-                peer.tunnels[position].cancel_attempt();
+            let tunnel = &mut peer.tunnels[position];
+            if desired.key.is_agreed() && !tunnel.key.is_agreed() {
+                self.begin_turn(peer, position, now);
+                continue;
+            }
+            tunnel.stay();
+            if !is_in_table(&self.table, spec, tunnel.key) {
+                tunnel.cancel_attempt();
             }
         }
         peer.agreed.retain(|key| desired.key.is_agreed() && is_in_table(&self.table, spec, key));
@@ -111,7 +113,7 @@ impl Lane {
         }
         // With a session that works there is no hurry; without one, packets wait for it.
         let works = peer.sending(now).is_some();
-        let delay = if works { self.random.below(self.table.rotation_spread()) } else { Default::default() };
+        let delay = if works { self.random.below(self.spread(peer, now)) } else { Default::default() };
         peer.open_at = Some(now + delay);
         self.schedule(peer, now + delay);
     }

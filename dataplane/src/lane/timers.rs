@@ -62,6 +62,7 @@ impl Lane {
         if sending.is_some_and(|n| peer.tunnels[n].unanswered(now) >= DOUBT_SOURCE) {
             peer.path.forget_local();
         }
+        self.end_turn(peer, now);
         let mut gave_up = peer.desired.key.is_agreed() && self.renew_agreed(peer, now, out);
         // It may have dropped tunnels.
         let sending = peer.sending(now);
@@ -100,7 +101,9 @@ impl Lane {
     /// A handshake was given up.
     fn handle_failure(&mut self, peer: &mut Peer, now: Instant) {
         if peer.sending(now).is_some() {
-            peer.open_at = Some(now + REOPEN + self.random.below(self.table.rotation_spread()));
+            // What is leaving ends soon.
+            let rest = if peer.sends_on_leaving(now) { Duration::ZERO } else { REOPEN };
+            peer.open_at = Some(now + rest + self.random.below(self.spread(peer, now)));
             return;
         }
         if matches!(peer.detour, Detour::Blocked { .. }) {

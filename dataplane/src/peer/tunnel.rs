@@ -6,7 +6,7 @@
 //! | trap | remedy |
 //! | --- | --- |
 //! | panics if a buffer is too small | every buffer has [`ROOM`](crate::buffer::ROOM) bytes |
-//! | an unconfirmed session takes the place of the current one after eight unanswered answers | before that answer an initiation of our own uses up the place ([`Tunnel::before_handshake`]) |
+//! | an unconfirmed session takes the place of one in use after eight unanswered answers | before that answer an initiation of our own uses up the place ([`Tunnel::before_handshake`]) |
 //! | a timer that was not run for long expires the session at once | the timers run before a handshake |
 //! | 90 s without an answer wipe a session that is still good | the timers rest while one would be wiped ([`Tunnel::must_rest`]) |
 //! | the first packet after 15 idle seconds begins a handshake | the timers rest until the packet was unanswered for 15 s |
@@ -16,6 +16,7 @@
 //! | no limit to messages in a session | counted here |
 //! | session keys stay in memory | overwritten on drop |
 
+mod leaving;
 mod timers;
 
 use std::{hint, sync::Arc, time::Duration};
@@ -148,6 +149,8 @@ struct Session {
     /// Low eight bits of its index.
     number: u8,
     established: Instant,
+    /// The peer has it too, and may send on it.
+    confirmed: bool,
 }
 
 impl Session {
@@ -171,6 +174,8 @@ pub(crate) struct Tunnel {
     pub(crate) index: u32,
     /// If its preshared key was agreed on for it.
     pub(crate) agreed: Option<Agreed>,
+    /// See [`leave`](Self::leave).
+    is_leaving: bool,
     tunn: Box<Tunn>,
     /// boringtun's ring as far as it shows.
     sessions: [Option<Session>; RING],
@@ -188,6 +193,8 @@ pub(crate) struct Tunnel {
     created: Instant,
     ticked: Instant,
     heard: Option<Instant>,
+    /// When the first message was opened: the peer sends on it.
+    opened: Option<Instant>,
     unanswered: Option<Instant>,
     last_data: Option<Instant>,
     /// Since when the peer waits for a sign that its data arrived.
@@ -227,6 +234,7 @@ impl Tunnel {
             order,
             index,
             agreed: None,
+            is_leaving: false,
             tunn: Box::new(tunn),
             sessions: [None; RING],
             current: None,
@@ -239,6 +247,7 @@ impl Tunnel {
             created: now,
             ticked: now,
             heard: None,
+            opened: None,
             unanswered: None,
             last_data: None,
             owes: None,
@@ -255,7 +264,7 @@ impl Tunnel {
 
     /// True while it has a session, confirmed or not, or works on one.
     pub(crate) fn is_alive(&self, now: Instant) -> bool {
-        self.attempt.is_some() || self.sessions.iter().flatten().any(|session| !session.is_over(now))
+        self.attempt.is_some() || self.has_session(now)
     }
 
     pub(crate) fn is_attempting(&self) -> bool {
@@ -372,7 +381,7 @@ impl Tunnel {
                 self.receiver.copy_from_slice(&out[4..8]);
                 Sealed::Data(len)
             }
-            (kind, len) if kind == INITIATION.0 => {
+            (kind, len) if kind == INITIATION.0 && !self.is_leaving => {
                 self.kept_packets = true;
                 self.note_initiation(out, now);
                 Sealed::Initiation(len)
@@ -429,6 +438,7 @@ impl Tunnel {
             TunnResult::Err(_) | TunnResult::WriteToNetwork(_) => return Err(DropReason::BadData),
         };
         self.heard = Some(now);
+        self.opened.get_or_insert(now);
         self.unanswered = None;
         if matches!(opened, Opened::Packet(_)) {
             self.last_data = Some(now);
@@ -452,12 +462,16 @@ impl Tunnel {
 
     /// Answers an initiation into `out`; the length of the response. It moves nothing until the peer confirms.
     pub(crate) fn answer(&mut self, initiation: &[u8], now: Instant, out: &mut [u8]) -> Result<usize, DropReason> {
+        if self.is_leaving {
+            return Err(DropReason::StaleHandshake);
+        }
         match self.tunn.decapsulate(None, initiation, out) {
             TunnResult::WriteToNetwork(response) if response.len() == RESPONSE.1 => {
                 let number = response[4];
                 self.last_number = number;
                 self.initiated = None;
-                self.sessions[usize::from(number) % RING] = Some(Session { number, established: now });
+                self.sessions[usize::from(number) % RING] =
+                    Some(Session { number, established: now, confirmed: false });
                 Ok(RESPONSE.1)
             }
             TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => Err(DropReason::StaleHandshake),
@@ -468,6 +482,9 @@ impl Tunnel {
 
     /// Takes the response to our initiation; writes the keepalive that confirms the session into `out`.
     pub(crate) fn finish(&mut self, response: &[u8], now: Instant, out: &mut [u8]) -> Result<usize, DropReason> {
+        if self.is_leaving {
+            return Err(DropReason::StaleHandshake);
+        }
         let len = match self.tunn.decapsulate(None, response, out) {
             TunnResult::WriteToNetwork(keepalive) => keepalive.len(),
             TunnResult::Err(WireGuardError::UnexpectedPacket) => return Err(DropReason::StaleHandshake),
@@ -479,7 +496,7 @@ impl Tunnel {
         {
             agreed.remote_index = Some(u32::from_le_bytes([a, b, c, 0]));
         }
-        let session = Session { number: response[8], established: now };
+        let session = Session { number: response[8], established: now, confirmed: true };
         self.sessions[usize::from(session.number) % RING] = Some(session);
         // A late answer to an earlier initiation leaves the newest one under way.
         if self.initiated.is_some_and(|(_, number)| number == session.number) {
@@ -509,6 +526,9 @@ impl Tunnel {
 
     /// Makes an initiation, whether or not one is under way.
     pub(crate) fn initiate(&mut self, now: Instant, out: &mut [u8]) -> Due {
+        if self.is_leaving {
+            return Due::Nothing;
+        }
         if now.since(self.ticked) >= STALE && !self.must_rest(now) {
             let due = self.tick(now, out);
             if let Due::Initiation(_) = due {
@@ -551,6 +571,8 @@ impl Tunnel {
 
     /// Follows boringtun when data arrived on `session`: it sends on the newest that carried any.
     fn confirm(&mut self, session: Session, now: Instant) {
+        let session = Session { confirmed: true, ..session };
+        self.sessions[usize::from(session.number) % RING] = Some(session);
         let newer = |current: Session| session.established >= current.established || current.is_over(now);
         if !self.current.is_none_or(newer) {
             return;

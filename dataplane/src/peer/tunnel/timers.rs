@@ -14,8 +14,11 @@ const UNANSWERED: Duration = Duration::from_secs(15);
 
 impl Tunnel {
     /// To be called before a handshake message is handed over, again until it says `Nothing`: runs timers that are late,
-    /// and keeps an answer from taking the place of the current session.
+    /// and keeps an answer from taking the place of a session that is in use: handshakes that crossed make two.
     pub(crate) fn before_handshake(&mut self, now: Instant, answering: bool, out: &mut [u8]) -> Due {
+        if self.is_leaving {
+            return Due::Nothing;
+        }
         if now.since(self.ticked) >= STALE && !self.must_rest(now) {
             let due = self.tick(now, out);
             if due != Due::Nothing {
@@ -23,10 +26,8 @@ impl Tunnel {
             }
         }
         let next = self.last_number.wrapping_add(1);
-        let taken = |session: Session| {
-            !session.is_over(now) && session.number != next && session.number % RING as u8 == next % RING as u8
-        };
-        if answering && self.current.is_some_and(taken) {
+        let taken = |session: Session| session.confirmed && !session.is_over(now) && session.number != next;
+        if answering && self.sessions[usize::from(next) % RING].is_some_and(taken) {
             return self.initiate(now, out);
         }
         Due::Nothing
@@ -49,7 +50,7 @@ impl Tunnel {
             if now >= attempt.retry_at {
                 return self.initiate(now, out);
             }
-        } else if !sending {
+        } else if !sending || self.is_leaving {
             return Due::Nothing;
         }
         if self.must_rest(now) {
