@@ -3,7 +3,9 @@
 mod handshakes;
 mod pcap;
 
+use std::collections::BTreeSet;
 use std::io::IoSliceMut;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -53,6 +55,8 @@ pub fn new_marker() -> Marker {
 pub struct Seen {
     /// WireGuard messages by type: 1 initiation, 2 response, 3 cookie reply, 4 data.
     pub wireguard: [u64; 5],
+    /// Sessions that data messages were for: where to, and the receiver's index.
+    pub sessions: BTreeSet<(IpAddr, u32)>,
     /// Key offers between lanes.
     pub offers: u64,
     /// QUIC or TLS to or from the keyserver.
@@ -102,6 +106,7 @@ impl Seen {
 #[derive(Debug)]
 pub struct Capture {
     stop: Arc<AtomicBool>,
+    stop_now: Arc<AtomicBool>,
     thread: JoinHandle<Result<Seen>>,
 }
 
@@ -116,19 +121,29 @@ impl Capture {
         let number = CAPTURES.fetch_add(1, Ordering::Relaxed);
         let pcap = Pcap::from_environment(&format!("{}-{number}", lab.name()))?;
         let stop = Arc::new(AtomicBool::new(false));
-        let stopping = Arc::clone(&stop);
+        let stop_now = Arc::new(AtomicBool::new(false));
+        let flags = [Arc::clone(&stop), Arc::clone(&stop_now)];
         let thread = std::thread::Builder::new()
             .name("capture".to_owned())
-            .spawn(move || watch(&socket, marker, pcap, &stopping))?;
-        Ok(Self { stop, thread })
+            .spawn(move || watch(&socket, marker, pcap, [&flags[0], &flags[1]]))?;
+        Ok(Self { stop, stop_now, thread })
     }
 
-    /// Ends it, after everything that has passed is read.
+    /// Ends it, after everything that has passed is read: never, while there is always one more frame.
     ///
     /// # Errors
     /// If reading failed.
     pub fn stop(self) -> Result<Seen> {
         self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow!("the capture thread panicked"))?
+    }
+
+    /// Ends it amid traffic, whatever has passed and is not read yet.
+    ///
+    /// # Errors
+    /// If reading failed.
+    pub fn stop_now(self) -> Result<Seen> {
+        self.stop_now.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow!("the capture thread panicked"))?
     }
 }
@@ -142,13 +157,17 @@ fn open() -> Result<OwnedFd> {
     Ok(socket)
 }
 
-fn watch(socket: &OwnedFd, marker: Marker, mut pcap: Option<Pcap>, stop: &AtomicBool) -> Result<Seen> {
+fn watch(socket: &OwnedFd, marker: Marker, mut pcap: Option<Pcap>, [stop, now]: [&AtomicBool; 2]) -> Result<Seen> {
     let mut seen = Seen::default();
     let mut buffer = vec![0; 128 << 10];
     let finder = Finder::new(marker);
     loop {
         // Read before the receive: what passed until then is still in the buffer, and is drained first.
         let stopping = stop.load(Ordering::Relaxed);
+        if now.load(Ordering::Relaxed) {
+            pcap.map_or(Ok(()), Pcap::finish)?;
+            return Ok(seen);
+        }
         match receive(socket, &mut buffer) {
             Ok((length, missed)) => {
                 let frame = &buffer[..length];
@@ -183,7 +202,10 @@ impl Seen {
         let marked = finder.is_in(frame);
         let kind = classify(frame);
         match kind {
-            Class::WireGuard(number) => self.wireguard[number] += 1,
+            Class::WireGuard(number) => {
+                self.wireguard[number] += 1;
+                self.sessions.extend(session_of(frame));
+            }
             Class::Offer { initiations } => {
                 self.offers += 1;
                 self.wireguard[1] += initiations;
@@ -200,6 +222,13 @@ impl Seen {
             self.samples.push(format!("{} bytes, {kind:?}: {hex}", frame.len()));
         }
     }
+}
+
+/// The session of a data message.
+fn session_of(frame: &[u8]) -> Option<(IpAddr, u32)> {
+    let (_, to, datagram) = handshakes::lane_datagram(frame)?;
+    let receiver = datagram.strip_prefix(&[4, 0, 0, 0])?.first_chunk()?;
+    Some((to, u32::from_le_bytes(*receiver)))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -311,6 +340,8 @@ mod tests {
         frame[34..38].copy_from_slice(&[0x1b, 0xbc, 0x1b, 0xbc]);
         frame[42] = 4;
         assert_eq!(classify(&frame), Class::WireGuard(4));
+        frame[46..50].copy_from_slice(&[1, 2, 0, 0]);
+        assert_eq!(session_of(&frame), Some(([0, 0, 0, 0].into(), 0x201)));
         frame[42] = 5;
         assert_eq!(classify(&frame), Class::Other);
         frame[42..44].copy_from_slice(&OFFER.0);

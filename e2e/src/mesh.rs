@@ -268,7 +268,15 @@ impl Mesh {
 /// # Panics
 /// If anything says no.
 pub fn scenario(name: &str, nodes: &[(&str, &str)], body: impl FnOnce(&mut Mesh) -> Result<()>) {
-    let mut mesh = Mesh::new(name).unwrap_or_else(|error| panic!("make the mesh: {error:#}"));
+    scenario_with(name, &[], nodes, body);
+}
+
+/// As [`scenario`], with more arguments after `keyserver init`.
+///
+/// # Panics
+/// If anything says no.
+pub fn scenario_with(name: &str, init: &[&str], nodes: &[(&str, &str)], body: impl FnOnce(&mut Mesh) -> Result<()>) {
+    let mut mesh = Mesh::new_with(name, init).unwrap_or_else(|error| panic!("make the mesh: {error:#}"));
     let added = nodes.iter().try_for_each(|(node, cluster)| mesh.add_node(node, cluster).map(|_| ()));
     let settled = added.and_then(|()| mesh.wait_settled()).and_then(|()| mesh.wait_connected());
     let result = settled.and_then(|()| body(&mut mesh));

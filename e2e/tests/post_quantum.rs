@@ -1,13 +1,20 @@
-//! Tunnels have preshared keys from key offers, unless the mesh was made without; nothing makes them weaker.
+//! Tunnels have preshared keys from key offers, unless the mesh was made without; nothing makes them weaker. One that was made
+//! without turns while packets pass.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod desk;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use desk::{Strict, run_waiting};
 use mesh_e2e::capture::new_marker;
 use mesh_e2e::daemon::binary;
-use mesh_e2e::mesh::scenario;
-use mesh_e2e::traffic::ping;
+use mesh_e2e::mesh::{scenario, scenario_with};
+use mesh_e2e::pod::Pod;
+use mesh_e2e::traffic::{Stream, ping};
 use mesh_e2e::{Capture, Mesh, wait};
 use serde_json::Value;
 
@@ -124,6 +131,162 @@ fn off(mesh: &mut Mesh) -> Result<()> {
     let seen = capture.stop()?;
     ensure!(seen.offers == 0 && seen.wireguard[1] > 0, "{seen:?}");
     seen.assert_nothing_clear()
+}
+
+/// A mesh made without turns within this: tunnels are opened within ten seconds, and those before are gone five after.
+const TURN: Duration = Duration::from_secs(25);
+
+/// Flows both ways, on several lanes, that have begun to arrive.
+fn streams(a: &Pod, b: &Pod) -> Result<Vec<Stream>> {
+    let start = |n: usize| {
+        let (from, to) = if n.is_multiple_of(2) { (a, b) } else { (b, a) };
+        Stream::start(&from.netns()?, &to.netns()?, to.v4(), 250, u64::MAX, 64, new_marker())
+    };
+    let streams: Vec<Stream> = (0..6).map(start).collect::<Result<_>>()?;
+    wait::until_true("the streams arrive", TURN, || Ok(streams.iter().all(|stream| stream.arrived() > 50)))?;
+    Ok(streams)
+}
+
+fn ensure_whole(streams: Vec<Stream>) -> Result<()> {
+    for stream in streams {
+        let counts = stream.stop()?;
+        println!("{counts:?}");
+        ensure!(counts.lost() == 0 && counts.duplicated == 0 && counts.sent > 1_000, "{counts:?}");
+    }
+    Ok(())
+}
+
+fn wait_reaches(from: &Pod, to: &Pod) -> Result<()> {
+    wait::until_true("pods reach each other", TURN, || {
+        Ok(!ping(&from.netns()?, to.v4(), 1, new_marker())?.times.is_empty())
+    })
+}
+
+/// Waits until packets to the peer go by agreed keys and no tunnel without is left; it is up all the time. Says whether the
+/// tunnel before was seen to be in use.
+fn wait_turned(mesh: &Mesh, node: &str, peer: &str) -> Result<bool> {
+    let mut seen = false;
+    wait::until(&format!("{node} has turned to {peer}"), TURN, || {
+        let table = mesh.node(node).ctl(&["peers"])?;
+        seen |= table.lines().any(|line| line.starts_with(peer) && line.contains(" turning "));
+        let peers = mesh.node(node).ctl_json(&["peers"])?["peers"].clone();
+        let one = peers.as_array().and_then(|all| all.iter().find(|one| one["name"] == peer)).context("no peer")?;
+        let tunnels = one["tunnels"].as_array().context("no tunnels")?;
+        let all_agreed = tunnels.iter().all(|tunnel| tunnel["post_quantum"] == true);
+        let yes = one["post_quantum"] == true && one["post_quantum_required"] == true;
+        ensure!(yes && all_agreed && one["up"] == true, "{one}");
+        Ok(())
+    })?;
+    Ok(seen)
+}
+
+/// Sessions that carry the next packets of these flows.
+fn sessions(mesh: &Mesh, streams: &[Stream]) -> Result<BTreeSet<(IpAddr, u32)>> {
+    let capture = Capture::start(&mesh.lab, new_marker())?;
+    let before: Vec<u64> = streams.iter().map(Stream::arrived).collect();
+    wait::until_true("more packets arrive", TURN, || {
+        Ok(streams.iter().zip(&before).all(|(stream, before)| stream.arrived() > before + 200))
+    })?;
+    let seen = capture.stop_now()?;
+    seen.assert_nothing_clear()?;
+    ensure!(!seen.sessions.is_empty(), "nothing passes: {seen:?}");
+    Ok(seen.sessions)
+}
+
+#[test]
+fn a_running_mesh_turns_and_loses_no_packet() {
+    let nodes = [("east-1", "east"), ("west-1", "west"), ("onprem-1", "onprem")];
+    scenario_with("pqturn", &["--pq", "off"], &nodes, |mesh| {
+        let (a, b, c) = (mesh.pod("east-1", "a")?, mesh.pod("west-1", "a")?, mesh.pod("onprem-1", "a")?);
+        for (from, to) in [(&a, &b), (&c, &a), (&c, &b)] {
+            wait_reaches(from, to)?;
+        }
+        mesh.node_mut("onprem-1").stop()?;
+        let streams = streams(&a, &b)?;
+        let table = mesh.node("east-1").ctl(&["peers"])?;
+        ensure!(table.contains(" off "), "{table}");
+        let plain = sessions(mesh, &streams)?;
+
+        let said = mesh.admin_json(&["policy", "set-pq", "required"])?;
+        ensure!(said["policy"] == "required" && said["left"] == 0 && said["file"] == Value::Null, "{said}");
+        let seen = [wait_turned(mesh, "east-1", "west-1")?, wait_turned(mesh, "west-1", "east-1")?];
+        println!("turning was seen: {seen:?}");
+        let mut agreed = sessions(mesh, &streams)?;
+        // What is told to one that is away goes by the session that it had, while that lasts.
+        let away = mesh.node("onprem-1").node.v4();
+        agreed.retain(|(to, _)| *to != IpAddr::from(away));
+        ensure!(agreed.is_disjoint(&plain), "a session from before goes on: {agreed:?}, before {plain:?}");
+        ensure_whole(streams)?;
+
+        // It knows of nothing when it starts, and initiates to peers that it knows.
+        mesh.node_mut("onprem-1").start()?;
+        for (from, to) in [(&c, &a), (&b, &c)] {
+            wait_reaches(from, to)?;
+        }
+        wait_turned(mesh, "onprem-1", "east-1")?;
+        wait_turned(mesh, "west-1", "onprem-1")?;
+        // Once more it changes nothing, and who joins is asked for the same.
+        let again = mesh.admin_json(&["policy", "set-pq", "required"])?;
+        ensure!(again["policy_version"] == said["policy_version"], "{again}");
+        Ok(())
+    });
+}
+
+#[test]
+fn in_strict_mode_a_cluster_turns_by_grants_and_all_by_the_policy() {
+    let mut strict = Strict::new_with("pqfiles", &["--pq", "off"]).unwrap_or_else(|error| panic!("{error:#}"));
+    if let Err(error) = by_files(&mut strict) {
+        eprintln!("{}", strict.mesh.logs());
+        panic!("pqfiles: {error:#}");
+    }
+}
+
+fn by_files(strict: &mut Strict) -> Result<()> {
+    strict.change_policy("west", &["--add-cluster", "west=10.2.0.0/16"], &["root-1", "root-2"])?;
+    for (name, cluster) in [("n1", "east"), ("n2", "west"), ("n3", "west")] {
+        let token = strict.token(cluster, "issuer-a", "1")?;
+        let mut node = strict.mesh.bare_node(name)?;
+        node.join_with(&token, &["--node-name", name, "--no-wait"])?;
+        run_waiting(&mut node)?;
+        strict.mesh.nodes.push(node);
+    }
+    strict.wait_pending(3)?;
+    strict.grant("issuer-a")?;
+    for name in ["n1", "n2", "n3"] {
+        strict.mesh.node_mut(name).daemon.as_mut().context("no daemon")?.wait_ready()?;
+    }
+    strict.mesh.wait_settled()?;
+    strict.mesh.wait_connected()?;
+    let pods = ["n1", "n2", "n3"].map(|node| strict.mesh.pod(node, "a").unwrap());
+    wait_reaches(&pods[1], &pods[2])?;
+    wait_reaches(&pods[0], &pods[1])?;
+    let (streams, others) = (streams(&pods[0], &pods[1])?, streams(&pods[1], &pods[2])?);
+
+    let root = format!("{:#}", strict.mesh.admin(&["policy", "set-pq", "required"]).unwrap_err());
+    ensure!(root.contains("meshctl policy propose --pq required"), "{root}");
+    let east = ["policy", "set-pq", "required", "--cluster", "east"];
+    let issuer = format!("{:#}", strict.mesh.admin(&east).unwrap_err());
+    ensure!(issuer.contains("1 grant has to be signed") && issuer.contains("--out"), "{issuer}");
+    let (pending, signed) = (strict.desk.path("east.txt"), strict.desk.path("east-signed.txt"));
+    strict.mesh.admin(&[east.as_slice(), &["--out", &pending]].concat())?;
+    let key = strict.desk.path("issuer-a");
+    let sign = ["grant", "sign", &pending, "--signer", &key, "--out", &signed, "--mesh-id", &strict.mesh_id, "--yes"];
+    strict.desk.run(&sign)?;
+    strict.mesh.admin(&["grant", "import", &signed])?;
+    let done = strict.mesh.admin_json(&east)?;
+    ensure!(done["total"] == 1 && done["required"] == 1 && done["policy"] == "off", "{done}");
+    wait_turned(&strict.mesh, "n1", "n2")?;
+    wait_turned(&strict.mesh, "n2", "n1")?;
+    let table = strict.mesh.node("n2").ctl(&["peers"])?;
+    ensure!(table.lines().any(|line| line.starts_with("n3") && line.contains(" off ")), "{table}");
+
+    // The others' grants say nothing of it, and nobody is out.
+    let adopted = strict.change_policy("pq", &["--pq", "required"], &["root-1", "root-3"])?;
+    ensure!(adopted["adopted"] == true && adopted["dropped"] == 0, "{adopted}");
+    wait_turned(&strict.mesh, "n2", "n3")?;
+    wait_turned(&strict.mesh, "n3", "n2")?;
+    ensure_whole(streams)?;
+    ensure_whole(others)
 }
 
 /// Writes nft rules where the lab removes them.

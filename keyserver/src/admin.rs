@@ -210,6 +210,7 @@ fn words(request: &AdminRequest) -> (&'static str, bool) {
         AdminRequest::ClusterAdd { .. } => ("cluster add", true),
         AdminRequest::MeshFile => ("mesh file", false),
         AdminRequest::RevocationDraft { .. } => ("revocation draft", false),
+        AdminRequest::SetPostQuantum { .. } => ("set post-quantum", true),
         AdminRequest::GrantsPending => ("grants pending", false),
         AdminRequest::PolicyImport { .. } => ("policy import", true),
         AdminRequest::GrantsImport { .. } => ("grants import", true),
@@ -266,6 +267,10 @@ async fn one_answer(
         }
         AdminRequest::PolicyImport { proposal, drop_nodes } => {
             writer.call(move |directory| directory.import_policy(&proposal, drop_nodes)).await?
+        }
+        AdminRequest::SetPostQuantum { pq, clusters } => {
+            let set = writer.call(move |directory| directory.set_post_quantum(pq, &clusters)).await?;
+            set.map(AdminReply::PostQuantum)
         }
         AdminRequest::GrantsPending => {
             let pending = writer.call(|directory| directory.pending_grants()).await?;

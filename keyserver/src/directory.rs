@@ -16,6 +16,7 @@ mod history;
 mod issuer;
 mod pending;
 mod policy;
+mod post_quantum;
 mod publish;
 mod reserve;
 mod restore;

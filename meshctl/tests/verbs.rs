@@ -97,6 +97,18 @@ fn peers_and_routes_are_tables() {
     assert!(text.starts_with("NAME  CLUSTER  UP "), "{text}");
     assert!(text.contains("n2    west     yes  192.0.2.2:7100  3s ago     2.0 KiB   5 B   4/1 +1"), "{text}");
     assert_eq!(desk.run("peers --json").ok().json()["peers"][0]["endpoint"], "192.0.2.2:7100");
+    for (yes, required, tunnel, said) in [
+        (false, false, false, "off"),
+        (false, true, false, "turning"),
+        (false, true, true, "required"),
+        (true, true, true, "yes"),
+    ] {
+        let mut peer = peer.clone();
+        (peer["post_quantum"], peer["post_quantum_required"]) = (json!(yes), json!(required));
+        peer["tunnels"] = json!([{"local_epoch": 4, "remote_epoch": 1, "confirmed": true, "post_quantum": tunnel}]);
+        let text = Desk::new().node(lines(&[json!({"reply": "peers", "peers": [peer]})])).run("peers").ok().out;
+        assert!(text.contains(&format!(" {said} ")), "{text}");
+    }
 
     let routes = json!([
         {"prefix": "10.2.0.0/24", "kind": "peer", "via": "n2", "link": "mesh0", "mtu": 1420},

@@ -1,6 +1,7 @@
 //! What `meshctl` says to a keyserver over its root-only Unix socket: [JSON lines](crate::line).
 
 mod issuer;
+mod post_quantum;
 mod rotation;
 
 use std::net::{IpAddr, SocketAddr};
@@ -12,8 +13,10 @@ use crate::UnixSeconds;
 use crate::audit::AuditHead;
 use crate::id::{KeyId, MeshId, Name, NodeId, Position, TokenId};
 use crate::key::VerifyKey;
+use crate::record::PostQuantum;
 
 pub use issuer::{FormerIssuer, IssuerProgress};
+pub use post_quantum::PostQuantumState;
 pub use rotation::{
     KeyPhase, LONGEST_WAIT, NodeKeys, PlannedRotation, RotationChange, RotationFailure, RotationJob, RotationOrder,
     RotationState, TransportRotation,
@@ -70,6 +73,14 @@ pub enum AdminRequest {
         /// Also if it leaves nodes outside, which are out at once.
         #[serde(default)]
         drop_nodes: bool,
+    },
+    /// Have tunnels be post-quantum, or not: of all nodes, by the policy, or of these clusters, by grants. Answer:
+    /// [`AdminReply::PostQuantum`].
+    SetPostQuantum {
+        /// Whether.
+        pq: PostQuantum,
+        /// Whose nodes are granted anew; empty: the policy changes.
+        clusters: Vec<Name>,
     },
     /// Grants that wait for an issuer elsewhere. Answer: [`AdminReply::GrantsPending`].
     GrantsPending,
@@ -321,6 +332,8 @@ pub enum AdminReply {
     },
     /// How far it is that nodes know the keyserver's next key. Progress until `done`.
     TransportRotation(TransportRotation),
+    /// How far a mesh is with post-quantum tunnels.
+    PostQuantum(PostQuantumState),
     /// How far nodes are with an issuer's present key. Progress until `done`.
     Issuer(IssuerProgress),
     /// What a rotation would do.

@@ -521,6 +521,9 @@ pub struct TunnelStatus {
     pub remote_epoch: u64,
     /// Packets are known to arrive at the other end.
     pub confirmed: bool,
+    /// It has a post-quantum preshared key.
+    #[serde(default)]
+    pub post_quantum: bool,
 }
 
 /// One route of the mesh on this host.

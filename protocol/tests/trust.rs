@@ -187,12 +187,15 @@ fn grants_outside_the_issuers_scope_are_refused() {
 
 #[test]
 fn a_required_preshared_key_cannot_be_granted_away() {
-    let mut view = view();
+    let mut view = with_node_1();
+    assert!(!view.requires_post_quantum(&grant(1), &grant(2)));
+    let wanted = NodeGrant { pq: PostQuantum::Required, ..grant(2) };
+    assert!(view.requires_post_quantum(&grant(1), &wanted) && view.requires_post_quantum(&wanted, &grant(1)));
+    // The policy puts nobody out by it, and no grant, older or newer, takes it back.
     let required = next_policy(&view, |p| p.pq = PostQuantum::Required);
-    view.apply(&required).unwrap();
-    refused!(&mut view, seal_grant(&grant(1)), TrustError::OutOfScope { .. });
-    let external = NodeGrant { external: true, ..grant(1) };
-    view.apply(&seal_grant(&external)).unwrap();
+    assert_eq!(view.apply(&required).unwrap(), Change::Policy { version: 2, dropped: vec![] });
+    view.apply(&seal_grant(&NodeGrant { generation: 2, pq: PostQuantum::Off, ..grant(1) })).unwrap();
+    assert!(view.member(node(1)).is_some() && view.requires_post_quantum(&grant(1), &grant(2)));
 }
 
 #[test]

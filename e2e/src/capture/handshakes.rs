@@ -109,7 +109,7 @@ impl Exchanges {
 }
 
 /// Addresses and payload of a UDP datagram to the port of a lane.
-fn lane_datagram(frame: &[u8]) -> Option<(IpAddr, IpAddr, &[u8])> {
+pub(super) fn lane_datagram(frame: &[u8]) -> Option<(IpAddr, IpAddr, &[u8])> {
     let packet = frame.get(ETHERNET_BYTES..)?;
     let (from, to, udp): (IpAddr, IpAddr, &[u8]) = match packet.first()? >> 4 {
         4 => {

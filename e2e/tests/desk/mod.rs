@@ -67,6 +67,11 @@ pub(crate) struct Strict {
 impl Strict {
     /// A mesh of three roots, two of which sign, and one issuer; cluster east is the issuer's.
     pub(crate) fn new(name: &str) -> Result<Self> {
+        Self::new_with(name, &[])
+    }
+
+    /// As [`Self::new`], with more arguments after `keyserver init --strict`.
+    pub(crate) fn new_with(name: &str, more: &[&str]) -> Result<Self> {
         let desk = Desk::new()?;
         let roots: Vec<String> = (1..=3).map(|n| desk.key(&format!("root-{n}"))).collect::<Result<_>>()?;
         let issuer = desk.key("issuer-a")?;
@@ -78,6 +83,7 @@ impl Strict {
         roots.iter().for_each(|root| init.extend(["--root", root]));
         let revoker = desk.key("revoker")?;
         init.extend(["--issuer", &issuer, "--revoker", &revoker]);
+        init.extend(more);
         mesh.keyserver_node().output(binary("keyserver")?, &init)?;
 
         // Nothing runs before its roots have signed.

@@ -47,9 +47,13 @@ impl Directory {
 
     /// Signs and stores the grant after `held`; whether that worked.
     pub(super) fn grant_after(&mut self, held: &NodeGrant) -> Result<(), Refusal> {
-        let renewed = self.renewed(held, unix_now());
+        self.store_grant(&self.renewed(held, unix_now()))
+    }
+
+    /// Signs and stores the next grant of a node; whether that worked.
+    pub(super) fn store_grant(&mut self, renewed: &NodeGrant) -> Result<(), Refusal> {
         let name = renewed.name.clone();
-        let changed = self.seal_grant(&renewed).and_then(|envelope| {
+        let changed = self.seal_grant(renewed).and_then(|envelope| {
             let changed = self.change(&envelope, Vec::new(), Vec::new());
             changed.map_err(|error| error.into_refusal(RefusalCode::OutOfScope))
         });

@@ -61,13 +61,7 @@ impl Directory {
             until: now.saturating_add(RESERVED_FOR),
         }));
         requests.extend(self.successions());
-        requests.truncate(MAX_IN_FILE);
-        let mut bytes = 0;
-        let fits = |request: &GrantRequest| {
-            bytes += cbor::to_vec(request).len();
-            bytes <= MAX_IN_FILE_BYTES
-        };
-        Ok(requests.into_iter().take_while(fits).collect())
+        Ok(as_fit_one_file(requests.into_iter()))
     }
 
     fn pending_status(&self, request: &GrantRequest) -> Option<PendingStatus> {
@@ -191,6 +185,16 @@ impl Directory {
             _ => Err(refusal(RefusalCode::BadMessage, format!("more than one node that waits is called {text}"))),
         }
     }
+}
+
+/// The first of these requests, as many as one file takes.
+pub(super) fn as_fit_one_file(requests: impl Iterator<Item = GrantRequest>) -> Vec<GrantRequest> {
+    let mut bytes = 0;
+    let fits = |request: &GrantRequest| {
+        bytes += cbor::to_vec(request).len();
+        bytes <= MAX_IN_FILE_BYTES
+    };
+    requests.take(MAX_IN_FILE).take_while(fits).collect()
 }
 
 fn is_renewal(held: &NodeGrant, grant: &NodeGrant) -> bool {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod issuer;
+mod post_quantum;
 mod rotation;
 mod succession;
 mod waiting;

@@ -13,7 +13,8 @@ Examples:
   meshctl peers --json
 
 JSON: {\"peers\": [{\"node\", \"name\", \"cluster\", \"addresses\", \"pod_cidrs\", \"endpoint\", \"up\", \"last_handshake\", \
-\"received_bytes\", \"sent_bytes\", \"post_quantum\", \"post_quantum_required\", \"lanes\", \"blocked_lanes\", \"tunnels\"}]}";
+\"received_bytes\", \"sent_bytes\", \"post_quantum\", \"post_quantum_required\", \"lanes\", \"blocked_lanes\", \
+\"tunnels\": [{\"lane\", \"remote_lane\", \"local_epoch\", \"remote_epoch\", \"confirmed\", \"post_quantum\"}]}]}";
 
 /// List the peers of this node
 #[derive(Debug, clap::Args)]
@@ -65,8 +66,10 @@ fn text(peers: &[PeerStatus]) -> String {
 
 /// Whether a recording of the traffic stays closed to a quantum computer.
 fn post_quantum(peer: &PeerStatus) -> &'static str {
+    let plain_in_use = || peer.tunnels.iter().any(|tunnel| tunnel.confirmed && !tunnel.post_quantum);
     match (peer.post_quantum, peer.post_quantum_required) {
         (true, _) => "yes",
+        (false, true) if plain_in_use() => "turning",
         (false, true) => "required",
         (false, false) => "off",
     }

@@ -1,6 +1,7 @@
 //! `meshctl policy`: the trust policy, and the next one, signed by its roots wherever they are.
 
 mod change;
+mod post_quantum;
 
 use std::path::PathBuf;
 
@@ -24,7 +25,8 @@ Examples:
   meshctl policy show
   meshctl policy propose --add-cluster west=10.2.0.0/16 --out next.txt
   meshctl policy sign next.txt --signer root-1.key --out next-by-1.txt
-  meshctl policy import next-by-1.txt next-by-2.txt";
+  meshctl policy import next-by-1.txt next-by-2.txt
+  meshctl policy set-pq required";
 
 const SHOW_HELP: &str = "\
 With --out it writes the mesh as machines without a network need it: for 'token create --mesh', 'policy propose --mesh'.
@@ -76,6 +78,7 @@ pub(crate) enum Verb {
     Propose(Box<Propose>),
     Sign(Sign),
     Import(Import),
+    SetPq(post_quantum::SetPq),
 }
 
 /// Show the trust policy: roots, issuers and their scopes, revokers, keyservers
@@ -145,6 +148,7 @@ pub(crate) fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
         Verb::Propose(args) => propose(&args, context),
         Verb::Sign(args) => sign(&args, context),
         Verb::Import(args) => import(&args, context),
+        Verb::SetPq(args) => post_quantum::run(&args, context),
     }
 }
 

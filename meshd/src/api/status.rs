@@ -122,14 +122,17 @@ fn peer_status(peer: &PeerFacts, seen: Option<&PeerSnapshot>) -> PeerStatus {
                 local_epoch: tunnel.local_epoch,
                 remote_epoch: tunnel.remote_epoch,
                 confirmed: tunnel.confirmed,
+                post_quantum: tunnel.preshared,
             })
             .collect(),
     }
 }
 
-/// Whether packets to a peer go by a tunnel with a preshared key. In a mesh those come from key offers only.
+/// Whether packets to a peer go by tunnels with preshared keys, on every pair of lanes. In a mesh those come from key offers only.
 pub(crate) fn is_post_quantum(peer: Option<&PeerSnapshot>) -> bool {
-    peer.is_some_and(|peer| peer.tunnels.iter().any(|tunnel| tunnel.sending && tunnel.preshared))
+    let tunnels = peer.map(|peer| peer.tunnels.as_slice()).unwrap_or_default();
+    let mut sending = tunnels.iter().filter(|tunnel| tunnel.sending).peekable();
+    sending.peek().is_some() && sending.all(|tunnel| tunnel.preshared)
 }
 
 fn pair(pair: &LanePair) -> LanePairStatus {

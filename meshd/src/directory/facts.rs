@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use mesh_protocol::UnixSeconds;
 use mesh_protocol::address::node_pool_v6;
 use mesh_protocol::id::{NodeId, Position};
-use mesh_protocol::record::{NodeGrant, NodeRecord, PostQuantum};
+use mesh_protocol::record::{NodeGrant, NodeRecord};
 use mesh_protocol::trust::Member;
 
 use super::Directory;
@@ -117,7 +117,7 @@ impl Directory {
             candidates: usable(told.unwrap_or_default(), from.underlay, mesh),
             lanes: record.lanes,
             kem: (record.kem.epoch, record.kem.key.clone()),
-            post_quantum: [self.view.policy().pq, from.own.pq, member.grant.object.pq].contains(&PostQuantum::Required),
+            post_quantum: self.view.requires_post_quantum(from.own, &member.grant.object),
         })
     }
 

@@ -56,6 +56,13 @@ impl View {
         self.colliding(grant)
     }
 
+    /// Whether two nodes have no tunnel without a post-quantum preshared key: the policy says so, or the grant of either. A grant
+    /// that says nothing of it stands under a policy that does, and takes nothing away from it.
+    #[must_use]
+    pub fn requires_post_quantum(&self, one: &NodeGrant, other: &NodeGrant) -> bool {
+        [self.policy().pq, one.pq, other.pq].contains(&PostQuantum::Required)
+    }
+
     fn insert_member(&mut self, grant: Accepted<NodeGrant>) {
         let node = grant.object.node;
         self.hold_identities(&grant.object);
@@ -102,9 +109,6 @@ impl View {
         }
         if grant.expires <= grant.issued || grant.expires - grant.issued > issuer.longest_grant {
             return Err(format!("it lasts longer than {} s", issuer.longest_grant));
-        }
-        if self.policy().pq == PostQuantum::Required && grant.pq != PostQuantum::Required && !grant.external {
-            return Err("the policy requires a post-quantum preshared key".to_owned());
         }
         if let Some(tag) = grant.tags.iter().find(|tag| !issuer.tags.contains(tag)) {
             return Err(format!("tag {tag} is not the issuer's to give"));

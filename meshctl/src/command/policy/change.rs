@@ -101,7 +101,8 @@ fn parse_cluster(text: &str) -> Result<NewCluster, String> {
     Ok(NewCluster { name, pools: pools.split(',').map(cluster::parse_pool).collect::<Result<_, _>>()? })
 }
 
-fn parse_pq(text: &str) -> Result<PostQuantum, String> {
+/// Whether tunnels are post-quantum.
+pub(super) fn parse_pq(text: &str) -> Result<PostQuantum, String> {
     match text {
         "required" => Ok(PostQuantum::Required),
         "off" => Ok(PostQuantum::Off),
