@@ -83,6 +83,10 @@ pub struct RunArgs {
     /// In how many of the rounds many peers are configured
     #[arg(long, default_value_t = 1)]
     pub peer_rounds: u32,
+    /// Keep all candidates up, each on a link of its own, and take samples in turn: short ones then meet the same state of the
+    /// machine. Not for `start` and `peers`
+    #[arg(long)]
+    pub together: bool,
     /// Seconds of each TCP and request/response sample [default: 8]
     #[arg(long)]
     pub secs: Option<f64>,
@@ -158,8 +162,19 @@ impl RunArgs {
         ensure!((0.0..=3600.0).contains(&wait_quiet), "--wait-quiet {wait_quiet}: give 0 to 3600");
         let rounds = self.rounds.unwrap_or(if quick { 1 } else { 3 });
         ensure!(rounds > 0, "--rounds 0: give at least 1");
+        let mut tests = if self.tests.is_empty() { Test::ALL.to_vec() } else { self.tests.clone() };
+        if self.together {
+            let alone = self.tests.iter().find(|test| !test.is_load());
+            ensure!(
+                alone.is_none(),
+                "--together: `{}` needs a daemon of its own",
+                alone.map_or("", |test| test.name())
+            );
+            tests.retain(|test| test.is_load());
+        }
         Ok(Plan {
-            tests: if self.tests.is_empty() { Test::ALL.to_vec() } else { self.tests.clone() },
+            tests,
+            together: self.together,
             links: self.link.map_or_else(|| vec![LinkKind::Trains, LinkKind::Wire], |link| vec![link]),
             rounds,
             peer_rounds: self.peer_rounds,

@@ -74,14 +74,15 @@ pub struct Link {
 }
 
 impl Link {
-    /// Makes it.
+    /// Makes one; `place` tells links of a kind apart that are there at one time: at most a dozen.
     ///
     /// # Errors
     /// Without root or `ethtool`, or if the kernel refuses.
-    pub fn new(kind: LinkKind) -> Result<Self> {
+    pub fn new(kind: LinkKind, place: u8) -> Result<Self> {
+        ensure!(place < 12, "at most a dozen links");
         let lab = Lab::new(kind.name())?;
         let names = [lab.empty("a")?, lab.empty("b")?];
-        let letter = &kind.name()[..1];
+        let letter = char::from(b'a' + 2 * place + u8::from(kind == LinkKind::Wire));
         let ends = [(0, 'a'), (1, 'b')].map(|(at, end): (usize, char)| -> Result<End> {
             Ok(End {
                 netns: Netns::open_named(&names[at])?,

@@ -21,6 +21,8 @@ pub struct Plan {
     pub tests: Vec<Test>,
     /// In this order within a round.
     pub links: Vec<LinkKind>,
+    /// All candidates are up all the time.
+    pub together: bool,
     /// How often everything is measured.
     pub rounds: u32,
     /// In how many of the rounds many peers are.
@@ -41,7 +43,13 @@ pub fn run(plan: &Plan, field: &Field) -> Result<Results> {
     wireguard::remove_leftovers();
     let cpu = Cpu::new()?;
     let mut results = Results::new(&plan.out, field)?;
-    let links = plan.links.iter().map(|kind| Link::new(*kind)).collect::<Result<Vec<_>>>()?;
+    if plan.together {
+        for kind in &plan.links {
+            run_together(plan, field, &cpu, *kind, &mut results)?;
+        }
+        return Ok(results);
+    }
+    let links = plan.links.iter().map(|kind| Link::new(*kind, 0)).collect::<Result<Vec<_>>>()?;
     for round in 0..plan.rounds {
         for link in &links {
             // Another one begins in each round: none always follows the same neighbour.
@@ -56,6 +64,34 @@ pub fn run(plan: &Plan, field: &Field) -> Result<Results> {
         }
     }
     Ok(results)
+}
+
+/// All rounds on one kind of link, of candidates that are all up: what does not come up is left out.
+fn run_together(plan: &Plan, field: &Field, cpu: &Cpu, kind: LinkKind, results: &mut Results) -> Result<()> {
+    let links =
+        (0..field.present.len()).map(|place| Link::new(kind, u8::try_from(place)?)).collect::<Result<Vec<_>>>()?;
+    let mut tunnels = Vec::new();
+    for (candidate, link) in field.present.iter().zip(&links) {
+        match Tunnel::up(candidate, link) {
+            Ok(tunnel) => tunnels.push((candidate, link, tunnel)),
+            Err(error) => {
+                child::ensure_running()?;
+                Turn { plan, cpu, round: 0, link, candidate, results }.record("up", Err(error))?;
+            }
+        }
+    }
+    for round in 0..plan.rounds {
+        let many = tunnels.len();
+        for (candidate, link, tunnel) in tunnels.iter().cycle().skip(round as usize % many.max(1)).take(many) {
+            let mut turn = Turn { plan, cpu, round, link, candidate, results };
+            for test in &plan.tests {
+                let figures = turn.sample(*test, tunnel);
+                child::ensure_running()?;
+                turn.record(test.name(), figures)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// One candidate's turn on one link in one round.

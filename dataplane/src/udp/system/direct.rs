@@ -27,6 +27,8 @@ use crate::{
 
 /// Time that is looked back at.
 const PERIOD: Duration = Duration::from_secs(1);
+/// Time without a datagram after which it is closed.
+const QUIET: Duration = Duration::from_secs(10);
 /// Messages of a period that make another socket worth it.
 const ENOUGH: u32 = 16;
 /// Time after which what was refused is tried again.
@@ -87,6 +89,8 @@ pub(super) struct Direct {
     pub(super) ends: Ends,
     /// Something passed since it was last looked at.
     used: bool,
+    /// When that was seen to be so.
+    since: Instant,
     /// Refusals in a row.
     refusals: u32,
 }
@@ -105,7 +109,7 @@ impl AsRawFd for Direct {
 
 impl Direct {
     /// Opens one beside `all`.
-    fn open(all: &SystemSocket, ends: Ends) -> io::Result<Self> {
+    fn open(all: &SystemSocket, ends: Ends, now: Instant) -> io::Result<Self> {
         let bound = all.local_addr()?;
         let address = match ends.local {
             Some(local) => local,
@@ -128,7 +132,7 @@ impl Direct {
         all.socket.set_reuse_address(false)?;
         opened?;
         socket.set_reuse_address(false)?;
-        Ok(Self { socket, ends, used: true, refusals: 0 })
+        Ok(Self { socket, ends, used: false, since: now, refusals: 0 })
     }
 
     /// What came of sending this way.
@@ -178,6 +182,9 @@ pub(super) fn settle(socket: &mut SystemSocket, now: Instant) -> bool {
     socket.ways.next = now + PERIOD;
     if let Some(direct) = &mut socket.ways.direct {
         if mem::take(&mut direct.used) || direct.has_more() {
+            direct.since = now;
+        }
+        if now.since(direct.since) < QUIET {
             return false;
         }
         debug!(remote = %direct.ends.remote, "direct way closed");
@@ -186,7 +193,7 @@ pub(super) fn settle(socket: &mut SystemSocket, now: Instant) -> bool {
     }
     let votes = mem::take(&mut socket.ways.votes);
     let Some(ends) = votes.ends.filter(|_| votes.lead >= ENOUGH) else { return false };
-    match Direct::open(socket, ends) {
+    match Direct::open(socket, ends, now) {
         Ok(direct) => {
             debug!(remote = %ends.remote, "direct way opened");
             socket.ways.direct = Some(direct);

@@ -318,19 +318,19 @@ fn a_direct_way_stays_while_it_is_used_and_is_closed_when_it_is_quiet() {
     let (to_a, to_b) = (ends(&a, "127.0.0.1"), ends(&b, "127.0.0.1"));
     pass(&mut a, &mut b, to_b, 20);
     assert!(a.settle(at(1)));
-    assert!(!a.settle(at(2)), "just opened");
+    assert!(!a.settle(at(10)), "not quiet for long enough");
     pass(&mut b, &mut a, to_a, 1);
-    assert!(!a.settle(at(3)), "something came");
+    assert!(!a.settle(at(11)), "something came");
     let mut datagrams = Datagrams::new(1_000, 4);
     datagrams.push(1, to_a.into());
     assert_eq!(b.send(&datagrams), 1);
-    assert!(!a.settle(at(4)), "something waits");
+    assert!(!a.settle(at(21)), "something waits");
     assert_eq!(a.receive_direct(&mut Arrivals::new(1), 1).unwrap(), 1);
-    assert!(!a.settle(at(5)), "it was received");
-    assert!(!a.settle(at(5)), "not a second later");
-    assert!(a.settle(at(6)) && a.direct().is_none());
+    assert!(!a.settle(at(31)), "it was received");
+    assert!(!a.settle(at(40)), "not quiet for long enough");
+    assert!(a.settle(at(41)) && a.direct().is_none());
     pass(&mut a, &mut b, to_b, 15);
-    assert!(!a.settle(at(7)), "too little to be worth it");
+    assert!(!a.settle(at(42)), "too little to be worth it");
     pass(&mut b, &mut a, to_a, 20);
     assert!(a.direct().is_none(), "only what is sent counts: anybody may send here");
 }
