@@ -85,6 +85,34 @@ fn a_link_without_offload_and_markdown() {
 }
 
 #[test]
+fn candidates_that_are_all_up_are_sampled_in_turn() {
+    let Ok(mesh) = daemon::binary("mesh-wg") else { return eprintln!("skipped: mesh-wg is not built") };
+    let path = mesh.display().to_string();
+    let (results, text) = run(&[
+        "--together",
+        "--only",
+        "bare,mesh",
+        "--mesh-wg",
+        &path,
+        "--link",
+        "wire",
+        "--tests",
+        "rr",
+        "--rounds",
+        "3",
+    ]);
+    for candidate in ["bare", "mesh"] {
+        assert_eq!(results.values(candidate, "wire", "rr", "per_second").len(), 3, "{candidate}: {text}");
+    }
+    let order: Vec<_> = results.samples.iter().map(|sample| sample.candidate.as_str()).collect();
+    assert_eq!(order, ["bare", "mesh", "mesh", "bare", "bare", "mesh"], "none always follows the same neighbour");
+
+    let alone = bench().args(["run", "--together", "--tests", "start"]).output().unwrap();
+    assert!(!alone.status.success());
+    assert!(String::from_utf8_lossy(&alone.stderr).contains("`start` needs a daemon of its own"), "{alone:?}");
+}
+
+#[test]
 fn an_interrupted_run_leaves_nothing_behind() {
     let directory = tempfile::tempdir().unwrap();
     let mut child = bench()

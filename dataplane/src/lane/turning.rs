@@ -41,11 +41,15 @@ impl Lane {
         }
         let agreed = peer.tunnels.iter().filter(|tunnel| tunnel.key.is_agreed());
         let replaced = agreed.filter_map(|tunnel| tunnel.proved_for(now)).any(|time| time >= IN_FLIGHT);
-        for position in (0..peer.tunnels.len()).rev() {
+        let before = peer.tunnels.len();
+        for position in (0..before).rev() {
             let tunnel = &peer.tunnels[position];
             if tunnel.is_leaving() && (replaced || !tunnel.has_session(now)) {
                 self.remove_tunnel(peer, position);
             }
+        }
+        if peer.tunnels.len() == before {
+            return;
         }
         if peer.sending(now).is_none() {
             info!(lane = self.config.lane, peer = %peer.id, "last session without an agreed key is over, and there is none with one");

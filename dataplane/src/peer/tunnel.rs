@@ -16,6 +16,7 @@
 //! | no limit to messages in a session | counted here |
 //! | session keys stay in memory | overwritten on drop |
 
+mod key;
 mod leaving;
 mod timers;
 
@@ -32,6 +33,8 @@ use crate::{
     drop_reason::DropReason,
     key::{PresharedKey, PublicKey},
 };
+
+pub(crate) use key::{Order, TunnelKey};
 
 /// Type of a handshake initiation, and its length.
 pub(crate) const INITIATION: (u8, usize) = (1, 148);
@@ -67,29 +70,6 @@ const STALE: Duration = Duration::from_millis(250);
 /// Sessions in boringtun's ring.
 const RING: usize = 8;
 
-/// What a tunnel is made for. Peers keep one for each key they have in common.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TunnelKey {
-    pub(crate) local_epoch: u64,
-    pub(crate) remote_epoch: u64,
-    /// Keyed hash of the preshared key, odd; zero without one; [`AGREED`] if control agrees on one for each tunnel.
-    pub(crate) psk: u64,
-}
-
-/// In place of a preshared key's hash.
-const AGREED: u64 = 2;
-
-impl TunnelKey {
-    /// Of tunnels that have preshared keys of their own.
-    pub(crate) fn agreed(local_epoch: u64, remote_epoch: u64) -> Self {
-        Self { local_epoch, remote_epoch, psk: AGREED }
-    }
-
-    pub(crate) fn is_agreed(&self) -> bool {
-        self.psk == AGREED
-    }
-}
-
 /// What a tunnel with an agreed key knows beside it.
 #[derive(Debug)]
 pub(crate) struct Agreed {
@@ -99,14 +79,6 @@ pub(crate) struct Agreed {
     pub(crate) remote_index: Option<u32>,
     /// A handshake on it stayed unanswered: the peer may have lost the key.
     pub(crate) is_spent: bool,
-}
-
-/// Which tunnel is newer: sum of the epochs, then the same choice at both ends, then age.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Order {
-    pub(crate) sum: u64,
-    pub(crate) tie: u64,
-    pub(crate) generation: u64,
 }
 
 /// What came out of a data message.

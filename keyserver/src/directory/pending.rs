@@ -1,5 +1,6 @@
 //! Grants that an issuer elsewhere has to sign: listed for it, and taken when they come back.
 
+use mesh_protocol::UnixSeconds;
 use mesh_protocol::admin::{ImportedGrant, PendingStatus};
 use mesh_protocol::cbor;
 use mesh_protocol::control::{Refusal, RefusalCode};
@@ -8,6 +9,7 @@ use mesh_protocol::id::{Name, NodeId};
 use mesh_protocol::key::VerifyKey;
 use mesh_protocol::offline::{GrantReason, GrantRequest, GrantRequests, InFile as _, MeshFile, Reached, SignedGrants};
 use mesh_protocol::record::NodeGrant;
+use mesh_protocol::trust::Accepted;
 use tracing::info;
 
 use super::reserve::{RESERVED_FOR, token_of};
@@ -55,13 +57,18 @@ impl Directory {
         let due = due.filter(|(node, _)| !self.awaits_identity(**node));
         let due = due.chain(self.view().fallen());
         let due = due.filter(|(_, member)| !self.signs_for(&member.grant.object.cluster));
-        requests.extend(due.map(|(_, member)| GrantRequest {
-            grant: self.renewed(&member.grant.object, now),
-            reason: GrantReason::Renewal { held: member.grant.envelope.clone() },
-            until: now.saturating_add(RESERVED_FOR),
-        }));
+        requests.extend(due.map(|(_, member)| self.renewal_request(&member.grant, now)));
         requests.extend(self.successions());
-        Ok(as_fit_one_file(requests.into_iter()))
+        Ok(fit_one_file(requests.into_iter()))
+    }
+
+    /// What an issuer elsewhere has to sign to renew a grant.
+    pub(super) fn renewal_request(&self, held: &Accepted<NodeGrant>, now: UnixSeconds) -> GrantRequest {
+        GrantRequest {
+            grant: self.renewed(&held.object, now),
+            reason: GrantReason::Renewal { held: held.envelope.clone() },
+            until: now.saturating_add(RESERVED_FOR),
+        }
     }
 
     fn pending_status(&self, request: &GrantRequest) -> Option<PendingStatus> {
@@ -188,7 +195,7 @@ impl Directory {
 }
 
 /// The first of these requests, as many as one file takes.
-pub(super) fn as_fit_one_file(requests: impl Iterator<Item = GrantRequest>) -> Vec<GrantRequest> {
+pub(super) fn fit_one_file(requests: impl Iterator<Item = GrantRequest>) -> Vec<GrantRequest> {
     let mut bytes = 0;
     let fits = |request: &GrantRequest| {
         bytes += cbor::to_vec(request).len();

@@ -11,12 +11,12 @@
 use mesh_protocol::admin::PostQuantumState;
 use mesh_protocol::control::{Refusal, RefusalCode};
 use mesh_protocol::id::Name;
-use mesh_protocol::offline::{GrantReason, GrantRequest, GrantRequests, InFile as _};
+use mesh_protocol::offline::{GrantRequests, InFile as _};
 use mesh_protocol::record::{NodeGrant, PostQuantum};
+use mesh_protocol::trust::Accepted;
 use tracing::info;
 
-use super::pending::as_fit_one_file;
-use super::reserve::RESERVED_FOR;
+use super::pending::fit_one_file;
 use super::{Directory, refusal, unix_now};
 
 /// Nodes granted anew in one go: each is a transaction, and nobody else is served meanwhile.
@@ -56,7 +56,8 @@ impl Directory {
     }
 
     fn require_by_grants(&mut self, clusters: &[Name]) -> Result<(), Refusal> {
-        let here = self.not_required(clusters).filter(|grant| self.signs_for(&grant.cluster));
+        let here = self.not_required(clusters).map(|grant| &grant.object);
+        let here = here.filter(|grant| self.signs_for(&grant.cluster));
         let due: Vec<NodeGrant> = here.take(AT_ONCE).cloned().collect();
         for held in &due {
             let next = NodeGrant { pq: PostQuantum::Required, ..self.renewed(held, unix_now()) };
@@ -66,30 +67,28 @@ impl Directory {
     }
 
     /// Grants of members of these clusters, or of all, that do not require it by themselves.
-    fn not_required<'a>(&'a self, clusters: &'a [Name]) -> impl Iterator<Item = &'a NodeGrant> + 'a {
-        self.grants_in(clusters).filter(|grant| grant.pq != PostQuantum::Required)
+    fn not_required<'a>(&'a self, clusters: &'a [Name]) -> impl Iterator<Item = &'a Accepted<NodeGrant>> + 'a {
+        self.grants_in(clusters).filter(|grant| grant.object.pq != PostQuantum::Required)
     }
 
-    fn grants_in<'a>(&'a self, clusters: &'a [Name]) -> impl Iterator<Item = &'a NodeGrant> + 'a {
-        let grants = self.view().members().map(|(_, member)| &member.grant.object);
+    fn grants_in<'a>(&'a self, clusters: &'a [Name]) -> impl Iterator<Item = &'a Accepted<NodeGrant>> + 'a {
+        let grants = self.view().members().map(|(_, member)| &member.grant);
         // Plain WireGuard peers agree on nothing.
-        grants.filter(|grant| !grant.external && (clusters.is_empty() || clusters.contains(&grant.cluster)))
+        grants
+            .filter(|grant| !grant.object.external && (clusters.is_empty() || clusters.contains(&grant.object.cluster)))
     }
 
     fn post_quantum_state(&mut self, clusters: &[Name]) -> PostQuantumState {
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        let (here, elsewhere): (Vec<&NodeGrant>, Vec<&NodeGrant>) = match clusters {
-            // The policy needs no grants.
-            [] => (Vec::new(), Vec::new()),
-            _ => self.not_required(clusters).partition(|grant| self.signs_for(&grant.cluster)),
-        };
-        let (left, pending) = (count(here.len()), count(elsewhere.len()));
-        let required = self.grants_in(clusters).filter(|grant| grant.pq == PostQuantum::Required).count();
+        let (total, open) = (self.grants_in(clusters).count(), self.not_required(clusters).count());
+        let here = self.not_required(clusters).filter(|grant| self.signs_for(&grant.object.cluster)).count();
+        // The policy needs no grants.
+        let (left, pending) = if clusters.is_empty() { (0, 0) } else { (count(here), count(open - here)) };
         PostQuantumState {
             policy_version: self.view().policy().version,
             policy: self.view().policy().pq,
-            total: count(self.grants_in(clusters).count()),
-            required: count(required),
+            total: count(total),
+            required: count(total - open),
             left,
             pending,
             file: (pending > 0).then(|| self.requiring_file(clusters)),
@@ -99,23 +98,15 @@ impl Directory {
     /// What an issuer elsewhere has to sign so that these clusters require it: renewals, and the identity keys that wait.
     fn requiring_file(&mut self, clusters: &[Name]) -> String {
         let now = unix_now();
-        let members = self.view().members().map(|(_, member)| &member.grant);
-        let due = members.filter(|grant| {
-            let object = &grant.object;
-            clusters.contains(&object.cluster) && object.pq != PostQuantum::Required && !object.external
-        });
-        let due = due.filter(|grant| !self.signs_for(&grant.object.cluster));
-        let renewals = due.filter(|grant| !self.awaits_identity(grant.object.node)).map(|grant| GrantRequest {
-            grant: self.renewed(&grant.object, now),
-            reason: GrantReason::Renewal { held: grant.envelope.clone() },
-            until: now.saturating_add(RESERVED_FOR),
-        });
+        let due = self.not_required(clusters).filter(|grant| !self.signs_for(&grant.object.cluster));
+        let due = due.filter(|grant| !self.awaits_identity(grant.object.node));
+        let renewals = due.map(|grant| self.renewal_request(grant, now));
         let successions = self.successions().filter(|request| clusters.contains(&request.grant.cluster));
         let requests = renewals.chain(successions).map(|mut request| {
             request.grant.pq = PostQuantum::Required;
             request
         });
-        let requests = as_fit_one_file(requests);
+        let requests = fit_one_file(requests);
         GrantRequests { mesh: self.mesh_file(), requests }.to_text()
     }
 }

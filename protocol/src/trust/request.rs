@@ -124,11 +124,11 @@ impl View {
             return differs(&format!("{cidr} is not inside what the token allows"));
         }
         let plain = grant.route_group.is_none() && grant.lifts.is_none() && !grant.external;
-        // Post-quantum or not: the policy has the last word, and may be newer than the request.
         let plain = plain && grant.succession.is_empty();
         if !plain {
             return differs("it gives more than a token can");
         }
+        // Post-quantum or not is no matter: the policy has the last word, and may be newer than the request.
         Ok(())
     }
 

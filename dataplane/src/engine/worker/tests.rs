@@ -8,6 +8,8 @@ use std::{
     sync::mpsc::{self, Receiver},
 };
 
+use nix::sys::eventfd::EventFd;
+
 use super::*;
 use crate::{
     key::SecretKey,
@@ -15,7 +17,10 @@ use crate::{
     packet::dscp::Dscp,
     table::{Lanes, LocalKey, PeerId, PeerSpec, Preshared, RemoteKey, Table, TableSpec},
     tun::memory::MemoryQueue,
-    udp::memory::{MemoryNetwork, MemorySocket},
+    udp::{
+        Datagrams,
+        memory::{MemoryNetwork, MemorySocket},
+    },
 };
 
 fn outer(host: u8) -> SocketAddr {
@@ -146,4 +151,72 @@ fn a_failing_queue_is_given_up_and_the_lane_then_sleeps() {
         bench.mailbox.stop();
         assert!(bench.worker.turn());
     }
+}
+
+/// A socket at which something waits always; from the first look on it has a direct way, where something waits once.
+struct Forked {
+    all: EventFd,
+    direct: Option<EventFd>,
+    asked: mpsc::Sender<Via>,
+}
+
+impl AsFd for Forked {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.all.as_fd()
+    }
+}
+
+impl Socket for Forked {
+    fn receive(&mut self, arrivals: &mut Arrivals, _most: usize) -> io::Result<usize> {
+        arrivals.clear();
+        self.asked.send(Via::All).unwrap();
+        Ok(0)
+    }
+
+    fn send(&mut self, datagrams: &Datagrams) -> usize {
+        datagrams.len()
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(outer(1))
+    }
+
+    fn direct(&self) -> Option<BorrowedFd<'_>> {
+        self.direct.as_ref().map(AsFd::as_fd)
+    }
+
+    fn receive_direct(&mut self, arrivals: &mut Arrivals, _most: usize) -> io::Result<usize> {
+        arrivals.clear();
+        self.asked.send(Via::Direct).unwrap();
+        self.direct.as_ref().unwrap().read()?;
+        Ok(0)
+    }
+
+    fn settle(&mut self, _now: Instant) -> bool {
+        if self.direct.is_some() {
+            return false;
+        }
+        self.direct = Some(EventFd::from_value(1).unwrap());
+        true
+    }
+}
+
+#[test]
+fn what_waits_at_a_direct_way_is_received_after_what_waits_for_all() {
+    let (_kernel, queue) = MemoryQueue::pair().unwrap();
+    // A peer that wants a session makes a timer due.
+    let mut bench = bench(table(1, Some(Duration::from_secs(25))), Box::new(queue));
+    let (asked, log) = mpsc::channel();
+    let forked = Forked { all: EventFd::from_value(1).unwrap(), direct: None, asked };
+    assert!(bench.mailbox.post(Letter::Socket(Box::new(forked))).is_ok());
+    let began = Instant::now();
+    let mut round = Vec::new();
+    while !round.contains(&Via::Direct) {
+        assert!(!bench.worker.turn());
+        round = log.try_iter().collect();
+        assert!(Instant::now().since(began) < Duration::from_secs(10), "the direct way is not looked at");
+    }
+    assert_eq!(round, [Via::All, Via::Direct]);
+    assert!(!bench.worker.turn());
+    assert_eq!(log.try_iter().collect::<Vec<_>>(), [Via::All], "nothing waits there any more");
 }
