@@ -5,6 +5,7 @@ mod lab;
 
 use std::{
     io::Write,
+    os::unix::net::UnixStream,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -69,15 +70,9 @@ fn wireguard_go(space: &Namespace, private: &str, remote: &PublicKey, extra: &st
         .spawn()
         .expect("wireguard-go: install it");
     let process = Process(child);
-    wait_until("wireguard-go", PATIENCE, || {
-        space
-            .command(&format!("wg show {link}"))
-            .stderr(Stdio::null())
-            .stdout(Stdio::null())
-            .status()
-            .unwrap()
-            .success()
-    });
+    // Not by wg(8), which removes a socket that does not listen yet.
+    let socket = format!("/var/run/wireguard/{link}.sock");
+    wait_until("wireguard-go", PATIENCE, || UnixStream::connect(&socket).is_ok());
     let config = format!(
         "[Interface]\nPrivateKey = {private}\nListenPort = 51820\n[Peer]\nPublicKey = {}\n\
          AllowedIPs = 10.1.0.0/16, fd01::/16\n{extra}\n",

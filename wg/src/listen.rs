@@ -49,9 +49,18 @@ impl ControlSocket {
             }
             fs::remove_file(&path)?;
         }
-        let listener = UnixListener::bind(&path)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-        listener.set_nonblocking(true)?;
+        // wg(8) removes a socket that refuses it, as this one would until it listens: it gets its name when it does.
+        let unnamed = directory.join(format!(".{iface}.{}", std::process::id()));
+        let _ = fs::remove_file(&unnamed);
+        let listener = UnixListener::bind(&unnamed)?;
+        let named = fs::set_permissions(&unnamed, fs::Permissions::from_mode(0o600))
+            .and_then(|()| listener.set_nonblocking(true))
+            .and_then(|()| fs::hard_link(&unnamed, &path));
+        fs::remove_file(&unnamed)?;
+        named.map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => io::Error::new(io::ErrorKind::AddrInUse, error),
+            _ => error,
+        })?;
         let identity = identity_of(&path)?;
         Ok(Self { listener, path, identity, clients: Arc::default() })
     }
@@ -153,4 +162,57 @@ fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> 
 
 fn answer(mut stream: &UnixStream, text: &str) -> io::Result<()> {
     stream.write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn whoever_finds_the_socket_is_never_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let (at, is_over) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let refused = thread::scope(|scope| {
+            let prober = scope.spawn(|| {
+                let mut refused = 0;
+                while is_over.load(Ordering::Relaxed) == 0 {
+                    let path = directory.path().join(format!("t{}.sock", at.load(Ordering::Relaxed)));
+                    let found = UnixStream::connect(path).map_err(|error| error.kind());
+                    refused += usize::from(matches!(found, Err(io::ErrorKind::ConnectionRefused)));
+                }
+                refused
+            });
+            let bind = |n: usize| {
+                at.store(n, Ordering::Relaxed);
+                ControlSocket::bind(directory.path(), &format!("t{n}")).unwrap()
+            };
+            // All stay: one that ends refuses those who have just found it.
+            let sockets: Vec<_> = (0..500).map(bind).collect();
+            let files = fs::read_dir(directory.path()).unwrap().count();
+            assert_eq!(files, sockets.len(), "a name before is left");
+            is_over.store(1, Ordering::Relaxed);
+            prober.join().unwrap()
+        });
+        assert_eq!(refused, 0);
+    }
+
+    #[test]
+    fn one_process_serves_a_name_and_another_takes_it_over_only_when_that_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = ControlSocket::bind(directory.path(), "t0").unwrap();
+        let second = ControlSocket::bind(directory.path(), "t0").unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
+        assert!(first.is_there());
+        let path = first.path().to_owned();
+        drop(first);
+        assert!(!path.exists());
+        // One that was killed leaves its file.
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let next = ControlSocket::bind(directory.path(), "t0").unwrap();
+        assert!(next.is_there());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
 }

@@ -6,6 +6,7 @@ use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -158,7 +159,9 @@ impl<'a> Device<'a> {
         command.arg(program).args(args).arg(&name).env("WG_SUDO", "true");
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let device = Self { ns, name, key: Key::new(), child };
-        within("the control socket answers", || device.wg("show {}").is_ok());
+        // Not by wg(8), which removes a socket that does not listen yet.
+        let socket = format!("/var/run/wireguard/{}.sock", device.name);
+        within("the control socket answers", || UnixStream::connect(&socket).is_ok());
         device
     }
 

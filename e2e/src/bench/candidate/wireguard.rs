@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -62,7 +63,8 @@ pub fn configure(daemon: &mut Process, keys: &Keys, at: usize, link: &Link) -> R
     let end = &link.ends[at];
     child::poll("the daemon's socket", START, || {
         daemon.ensure_alive()?;
-        Ok((socket(end).exists() && end.has_tunnel(false)?).then_some(()))
+        // wg(8) removes a socket that does not listen yet.
+        Ok((UnixStream::connect(socket(end)).is_ok() && end.has_tunnel(false)?).then_some(()))
     })?;
     set(keys, at, link, 0)?;
     end.configure_tunnel()
