@@ -150,6 +150,8 @@ pub struct Lane {
     /// The same of those that control expects.
     expected: Allowance,
     marks: Arc<HashSet<Mark>>,
+    /// Handshakes that may begin now because a peer sends on a session that is not here.
+    lost: Allowance,
 }
 
 impl std::fmt::Debug for Lane {
@@ -180,6 +182,7 @@ impl Lane {
             control: Allowance::new(1_000, now),
             expected: Allowance::new(1_000, now),
             marks: Arc::default(),
+            lost: Allowance::new(100, now),
             table: Arc::clone(&table),
             config,
         };

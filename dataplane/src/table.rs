@@ -6,7 +6,7 @@
 pub mod prefix;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fmt,
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -244,7 +244,8 @@ pub struct Table {
     by_key: HashMap<PublicKey, (PeerId, u64)>,
     local_publics: Vec<PublicKey>,
     prefixes: PrefixMap,
-    endpoints: HashSet<IpAddr>,
+    /// Of the first lanes of peers, in order.
+    endpoints: Vec<(SocketAddr, PeerId)>,
 }
 
 impl Table {
@@ -292,7 +293,9 @@ impl Table {
         let peers =
             spec.peers.iter().flat_map(|peer| peer.allowed_ips.iter().map(|prefix| (*prefix, Owner::Peer(peer.id))));
         let prefixes = PrefixMap::new(own.chain(peers))?;
-        let endpoints = spec.peers.iter().flat_map(|peer| &peer.endpoints).map(SocketAddr::ip).collect();
+        let endpoints_of = |peer: &PeerSpec| peer.endpoints.iter().map(|at| (*at, peer.id)).collect::<Vec<_>>();
+        let mut endpoints: Vec<_> = spec.peers.iter().flat_map(endpoints_of).collect();
+        endpoints.sort_unstable();
         Ok(Self { spec, by_id, by_key, local_publics, prefixes, endpoints })
     }
 
@@ -303,7 +306,14 @@ impl Table {
 
     /// True if a peer may be reached at this address.
     pub fn is_endpoint(&self, address: IpAddr) -> bool {
-        self.endpoints.contains(&address)
+        let first = self.endpoints.partition_point(|(at, _)| at.ip() < address);
+        self.endpoints.get(first).is_some_and(|(at, _)| at.ip() == address)
+    }
+
+    /// A peer that may be reached at this address on its first lane; one of them if there are more.
+    pub fn peer_at(&self, address: SocketAddr) -> Option<&PeerSpec> {
+        let first = self.endpoints.partition_point(|(at, _)| *at < address);
+        self.endpoints.get(first).filter(|(at, _)| *at == address).and_then(|(_, id)| self.peer(*id))
     }
 
     /// A peer by its number.

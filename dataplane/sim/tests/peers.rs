@@ -52,6 +52,75 @@ fn a_peer_that_moves_is_followed_after_its_first_packet() {
     assert_eq!(sim.received(0), [0]);
 }
 
+/// How many handshakes a node began in what was recorded.
+fn begun(sim: &mut Sim, by: usize) -> usize {
+    let from = sim.node(by).address();
+    let sent = sim.link.recording.take().unwrap();
+    sent.iter().filter(|sent| sent.from.ip() == from.ip() && sent.bytes[0] == 1).count()
+}
+
+#[test]
+fn a_session_that_one_end_lost_is_replaced_before_the_other_misses_an_answer() {
+    for (lanes, agreed) in [([1, 1], false), ([2, 2], false), ([4, 1], false), ([1, 4], true), ([2, 2], true)] {
+        let mut sim = Sim::seeded(5).nodes_with_lanes(&lanes);
+        if agreed {
+            sim = sim.agreed();
+        }
+        let flows: Vec<_> = (0..8).map(|n| sim.flow(0, 1, millis(7 + n))).collect();
+        sim.advance(secs(2));
+        let lose: [(&str, fn(&mut Sim)); 2] = [
+            ("a restart", |sim| sim.restart(1)),
+            ("away from the table", |sim| {
+                sim.node_mut(1).revoked = vec![0];
+                sim.publish(1);
+                sim.advance(millis(50));
+                sim.node_mut(1).revoked.clear();
+                sim.publish(1);
+            }),
+        ];
+        for (what, lose) in lose {
+            lose(&mut sim);
+            let before = sim.received(1).len();
+            sim.advance(millis(100));
+            let arrived = sim.received(1).len() - before;
+            // 8 flows, 10 ms each, a handshake takes 3 ms, or 5 after an offer.
+            assert!(arrived >= 60, "{lanes:?} {agreed} {what}: {arrived} packets in 100 ms");
+            sim.advance(secs(30));
+        }
+        flows.into_iter().for_each(|flow| _ = sim.end_flow(flow));
+    }
+}
+
+#[test]
+fn forged_data_begins_no_handshake_where_a_session_stands_and_few_elsewhere() {
+    let forged = [&[4, 0, 0, 0, 7, 7, 7, 0][..], &[0; 56]].concat();
+    let mut sim = Sim::seeded(6).nodes(140);
+    sim.send(0, 1);
+    sim.advance(secs(1));
+    sim.link.recording = Some(Vec::new());
+    let (near, far) = (sim.node(1).address(), sim.node(2).address());
+    let other_port = std::net::SocketAddr::new(far.ip(), far.port() + 9);
+    for source in [near, other_port, "198.51.100.9:7100".parse().unwrap()] {
+        sim.inject(0, &forged, source);
+    }
+    assert_eq!(begun(&mut sim, 0), 0);
+    // One whose answers do not come is not tried more often than otherwise.
+    sim.link.set_filter(|_| false);
+    sim.link.recording = Some(Vec::new());
+    for _ in 0..100 {
+        sim.inject(0, &forged, far);
+        sim.advance(millis(10));
+    }
+    assert_eq!(begun(&mut sim, 0), 1);
+    sim.link.recording = Some(Vec::new());
+    for node in 3..140 {
+        let source = sim.node(node).address();
+        sim.inject(0, &forged, source);
+    }
+    assert_eq!(begun(&mut sim, 0), 100);
+    assert_eq!(sim.drops(0, DropReason::UnknownIndex), 3 + 100 + 137);
+}
+
 #[test]
 fn forged_inner_sources_are_dropped_after_authentication() {
     // Node 0 turns hostile: it uses a table of its own that lets anything out.

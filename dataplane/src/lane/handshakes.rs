@@ -1,10 +1,10 @@
 //! Handshakes: begun, answered, finished, confirmed.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use tracing::debug;
 
-use super::{Lane, Output, crossing::BLOCKED_AFTER, inbound::receiver_of};
+use super::{Lane, MAX_LANES, Output, crossing::BLOCKED_AFTER, inbound::receiver_of};
 use crate::{
     clock::Instant,
     command::Event,
@@ -36,6 +36,35 @@ impl Lane {
                 return;
             }
         }
+    }
+
+    /// Somebody at `from` sends on a session that is not here. Is that a peer without any, it lost this one with us, in a
+    /// restart or because it was away from the table, and would send into the void until it misses an answer, 15 s
+    /// (whitepaper, section 6.5): a handshake begins at once. Nothing authenticates this: there are [`Allowance`]s, and what
+    /// stands is left alone. Plain WireGuard does without.
+    ///
+    /// [`Allowance`]: super::Allowance
+    pub(super) fn replace_lost_session(&mut self, from: SocketAddr, now: Instant, out: &mut Output) {
+        let Some(at) = self.pair_at(from) else { return };
+        let stands = self.peers.get(self.pairs.position(at)).and_then(Option::as_ref);
+        if stands.is_some_and(|peer| peer.is_attempting() || peer.sending(now).is_some()) || !self.lost.take(now) {
+            return;
+        }
+        let Some(mut peer) = self.take_peer(at, now) else { return };
+        debug!(lane = self.config.lane, peer = %peer.id, endpoint = %from, "a session was lost, and another begins");
+        self.begin_handshake(&mut peer, now, out);
+        self.put(peer);
+    }
+
+    /// The pair that has this address at its other end, by the table.
+    fn pair_at(&self, from: SocketAddr) -> Option<PeerSlot> {
+        let other_end = |lane: u8| {
+            let spec = self.table.peer_at(SocketAddr::new(from.ip(), from.port().checked_sub(lane.into())?))?;
+            let slot = self.pairs.slot_of_lane(spec.lanes, lane.into())?;
+            Some(PeerSlot { id: spec.id, slot })
+        };
+        let any = !self.table.is_plain();
+        (0..MAX_LANES as u8).filter(|_| any).find_map(other_end)
     }
 
     /// Sends an initiation for the newest keys of both ends.

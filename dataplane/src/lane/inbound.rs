@@ -62,7 +62,8 @@ impl Lane {
     fn handle_data(&mut self, outer: Outer, datagram: &[u8], now: Instant, out: &mut Output) {
         let (from, receiver) = (outer.ends, receiver_of(datagram, 4));
         let Some(at) = self.indices.peer(receiver >> 8) else {
-            return self.drop(DropReason::UnknownIndex);
+            self.drop(DropReason::UnknownIndex);
+            return self.replace_lost_session(from.remote, now, out);
         };
         let id = at.id;
         let Some(Some(peer)) = self.peers.get_mut(self.pairs.position(at)) else {
