@@ -14,6 +14,7 @@ mod disk;
 pub(crate) mod evidence;
 mod exposure;
 mod facts;
+mod fallen;
 mod stream;
 mod worlds;
 
@@ -76,6 +77,8 @@ pub(crate) struct Directory {
     stream: Stream,
     /// Members that a policy put out, until they are granted anew.
     out: BTreeSet<NodeId>,
+    /// Until then facts wait for those to be granted anew: tunnels would close, and open again with the next object.
+    waits_until: Option<Instant>,
     /// See [`Self::catch_up`].
     catching_up: bool,
     /// Grants and records that were refused meanwhile.
@@ -116,6 +119,7 @@ impl Directory {
             ahead: BTreeSet::new(),
             stream: Stream::default(),
             out: BTreeSet::new(),
+            waits_until: None,
             catching_up: false,
             deferred: Vec::new(),
             stale: false,

@@ -307,7 +307,7 @@ impl Exchange {
 
     /// Sends what is due.
     pub(crate) fn handle_timeout(&mut self, directory: &Directory, own: &OwnWord, now: Instant) {
-        self.talks.retain(|node, _| directory.view().member(*node).is_some());
+        self.talks.retain(|node, _| directory.is_talked_to(*node, now));
         let late: Vec<NodeId> = self
             .talks
             .iter()

@@ -31,9 +31,6 @@ use crate::identity::Identity;
 const TICK: Duration = Duration::from_secs(60);
 /// A clock that stepped back by less than this is a clock being disciplined.
 const CLOCK_TOLERANCE: UnixSeconds = 2;
-/// How long facts wait for the end of a change that puts members out and grants them anew: it comes within milliseconds, and a
-/// keyserver that does not send it gains no more than this.
-const WHOLE_WITHIN: Duration = Duration::from_secs(2);
 /// From here on an expiring grant is somebody's business.
 const EXPIRY_WARNING: UnixSeconds = 30 * 24 * 60 * 60;
 
@@ -82,8 +79,6 @@ pub(super) struct Agent {
     next_tick: Instant,
     /// Facts may differ from those given out last.
     facts_due: bool,
-    /// Until then they are not given out: tunnels would close, and open again with the next frame.
-    half: Option<Instant>,
     /// Own objects and answers: bounded by what one event causes, drained after each.
     out: VecDeque<NodeMessage>,
 }
@@ -123,7 +118,6 @@ impl Agent {
             endpoints: None,
             next_tick: now.instant,
             facts_due: true,
-            half: None,
             out: VecDeque::new(),
         };
         agent.check_clock(now);
@@ -213,7 +207,7 @@ impl Agent {
         }
         self.directory.apply(own_grant, now.instant);
         // What grants members anew follows.
-        self.wait_for_whole(whole, false, now);
+        self.directory.wait_for_whole(whole, false, now.instant);
         self.handle_checkpoint(checkpoint, now);
         self.take_own_grant(now);
         if let Some(record) = own_record {
@@ -235,22 +229,12 @@ impl Agent {
             self.want_all = true;
             StartOver
         })?;
-        self.wait_for_whole(whole, batch.checkpoint.is_some(), now);
+        self.directory.wait_for_whole(whole, batch.checkpoint.is_some(), now.instant);
         self.want_all = false;
         self.confirm_if_newer(before, now);
         self.take_own_grant(now);
         self.check_own_membership(now);
         Ok(())
-    }
-
-    /// Between two frames of one change members may be out that the next one grants anew. Facts wait for the last, which
-    /// brings a checkpoint.
-    fn wait_for_whole(&mut self, was_whole: bool, last: bool, now: Now) {
-        if last || self.directory.is_whole() {
-            self.half = None;
-        } else if was_whole {
-            self.half = Some(now.instant + WHOLE_WITHIN);
-        }
     }
 
     fn handle_checkpoint(&mut self, checkpoint: &Envelope, now: Now) {
@@ -296,10 +280,9 @@ impl Agent {
         self.publish_endpoints(now);
     }
 
-    /// The session is over.
+    /// The session is over, or did not begin. What it left half done a peer may bring to its end.
     pub(super) fn session_ended(&mut self) {
         self.open = false;
-        self.half = None;
         self.published = None;
         self.answer = succession::Answer::default();
         self.out.clear();
@@ -312,7 +295,7 @@ impl Agent {
 
     /// When to call [`Self::handle_timeout`].
     pub(super) fn poll_timeout(&self) -> Instant {
-        self.half.map_or(self.next_tick, |half| half.min(self.next_tick))
+        self.directory.waits_until().map_or(self.next_tick, |until| until.min(self.next_tick))
     }
 
     /// Runs what is due. Tells whether it is time to store the runtime file.
@@ -391,10 +374,10 @@ impl Agent {
 
     /// Takes the flag that facts may have changed, and may be given out.
     pub(super) fn take_facts_due(&mut self, now: Now) -> bool {
-        if self.half.is_some_and(|until| now.instant < until) {
+        if self.directory.is_waiting(now.instant) {
             return false;
         }
-        self.half = None;
+        self.directory.end_wait();
         std::mem::take(&mut self.facts_due)
     }
 

@@ -169,7 +169,7 @@ impl Driver {
                 Err(error) => warn!(%error, %address, "peers are not talked to"),
             }
         }
-        while let Some((to, bytes)) = self.agent.poll_datagram() {
+        while let Some((to, bytes)) = self.agent.poll_datagram(now()) {
             if let Some(datagrams) = datagrams {
                 datagrams.send(to, &bytes);
             }

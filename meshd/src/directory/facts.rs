@@ -1,6 +1,6 @@
 //! The directory as the rest of `meshd` needs it.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use mesh_protocol::UnixSeconds;
@@ -68,17 +68,6 @@ impl Directory {
     pub(crate) fn peers(&self) -> impl Iterator<Item = NodeId> + '_ {
         let there = self.view.members().filter(|(_, member)| member.record.is_some() && !member.has_departed());
         there.map(|(node, _)| *node)
-    }
-
-    /// The member that has this address in the mesh for itself.
-    pub(crate) fn node_at(&self, address: Ipv4Addr) -> Option<NodeId> {
-        let (_, node) = self.view.holder_of(IpNet::from(IpAddr::V4(address)))?;
-        (self.view.member(node)?.grant.object.mesh_v4 == address).then_some(node)
-    }
-
-    /// A member's own address in the mesh.
-    pub(crate) fn address_of(&self, node: NodeId) -> Option<Ipv4Addr> {
-        self.view.member(node).map(|member| member.grant.object.mesh_v4)
     }
 
     /// Node ids of peers with these numbers.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use mesh_protocol::id::{NodeId, Position};
-use mesh_protocol::peer::{CheckpointHead, Heads, MAX_HEADS, MAX_MEMBERS, MemberHead, MembersPage, Want};
+use mesh_protocol::peer::{CheckpointHead, Heads, MAX_HEADS, MAX_MEMBERS, MemberHead, MembersPage, RecordHead, Want};
 
 use super::OwnWord;
 use super::pull::Pull;
@@ -167,7 +167,10 @@ impl Talk {
             let wants = missing_of(member, directory).into_iter();
             wants.filter(move |want| member.node != own.node || own_grant(want))
         });
-        listing.wants = wanted.collect();
+        let mut wanted: Vec<Want> = wanted.collect();
+        // Somebody may wait for the grants, and not for long.
+        wanted.sort_by_key(|want| !matches!(want, Want::Grant { .. }));
+        listing.wants = wanted.into();
     }
 
     /// Where the peer stands whose members are being listed.
@@ -191,12 +194,16 @@ fn wants(heads: &Heads, from: NodeId, directory: &Directory, own: &OwnWord) -> V
         wants.push(Want::Policy { version: heads.policy_version });
     }
     wants.extend(heads.revocations.iter().filter_map(|head| wanted_revocation(head, directory)));
-    let held = view.member(from).and_then(record_head);
-    if view.member(from).is_some_and(|member| heads.generation > member.grant.object.generation) {
-        wants.push(Want::Grant { node: from });
-    }
-    if held.is_none_or(|held| heads.own.seq > held.seq || (heads.own.seq == held.seq && heads.own.hash != held.hash)) {
-        wants.push(Want::Record { node: from });
+    // Of one that fell nothing is taken before its new grant, which the list of its members brings once it has it.
+    if let Some(member) = view.member(from) {
+        if heads.generation > member.grant.object.generation {
+            wants.push(Want::Grant { node: from });
+        }
+        let is_news =
+            |held: RecordHead| heads.own.seq > held.seq || (heads.own.seq == held.seq && heads.own.hash != held.hash);
+        if record_head(member).is_none_or(is_news) {
+            wants.push(Want::Record { node: from });
+        }
     }
     // Somebody speaks for this node, and it is not this machine.
     if let Some(yours) = heads.yours
@@ -252,8 +259,10 @@ pub(super) fn is_behind(heads: &Heads, directory: &Directory, own: &OwnWord) -> 
 fn missing_of(member: &MemberHead, directory: &Directory) -> Vec<Want> {
     let node = member.node;
     let held = directory.view().member(node);
+    // Of one that fell no generation counts, and what it said is its own again with its new grant.
+    let spoke = held.or_else(|| directory.fallen(node));
     let generation = held.map_or(0, |held| held.grant.object.generation);
-    let seq = held.and_then(record_head).map_or(0, |record| record.seq);
+    let seq = spoke.and_then(record_head).map_or(0, |record| record.seq);
     let mut wants = Vec::new();
     if member.generation > generation {
         wants.push(Want::Grant { node });
@@ -261,7 +270,8 @@ fn missing_of(member: &MemberHead, directory: &Directory) -> Vec<Want> {
     if member.seq > seq {
         wants.push(Want::Record { node });
     }
-    if held.is_none_or(|held| held.endpoints.is_none()) && !wants.is_empty() {
+    // Many of those that fell may have none to ask for, and so keep the grants of others waiting.
+    if held.map_or(spoke.is_none(), |held| held.endpoints.is_none()) && !wants.is_empty() {
         wants.push(Want::Endpoints { node });
     }
     wants

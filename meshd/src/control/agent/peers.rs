@@ -14,11 +14,12 @@ impl Agent {
     /// Takes a datagram that came from this address in the mesh; `dropped` others of anybody did not get so far.
     pub(in crate::control) fn handle_datagram(&mut self, from: Ipv4Addr, bytes: &[u8], dropped: u64, now: Now) {
         self.exchange.note_dropped(dropped);
-        let sender = self.directory.node_at(from).filter(|node| *node != self.identity.node());
+        let sender = self.directory.node_at(from, now.instant).filter(|node| *node != self.identity.node());
         let (Some(sender), Some(own)) = (sender, self.own_word(now)) else {
             self.exchange.note_dropped(1);
             return;
         };
+        let whole = self.directory.is_whole();
         let news = self.exchange.handle_datagram(sender, bytes, &mut self.directory, &own, now.instant);
         if news.fresh_checkpoint {
             self.confirm(now);
@@ -28,6 +29,7 @@ impl Agent {
             self.publish_record(now);
         }
         if news.changed {
+            self.directory.wait_for_fallen(whole, now.instant);
             self.take_own_grant(now);
             self.check_own_membership(now);
         }
@@ -64,10 +66,10 @@ impl Agent {
     }
 
     /// The next datagram and the address in the mesh it goes to, until `None`.
-    pub(in crate::control) fn poll_datagram(&mut self) -> Option<(Ipv4Addr, Vec<u8>)> {
+    pub(in crate::control) fn poll_datagram(&mut self, now: Now) -> Option<(Ipv4Addr, Vec<u8>)> {
         loop {
             let (node, bytes) = self.exchange.poll_transmit()?;
-            if let Some(address) = self.directory.address_of(node) {
+            if let Some(address) = self.directory.address_of(node, now.instant) {
                 return Some((address, bytes));
             }
         }

@@ -1,6 +1,13 @@
 //! An issuer's key is replaced while this node is away, or in frames that come one by one: peers stay.
 
+use std::net::Ipv4Addr;
+
+use mesh_protocol::peer::RecordHead;
+use mesh_protocol::trust::View;
+
 use super::*;
+use crate::directory::Batch;
+use crate::exchange::{Exchange, OwnWord};
 
 /// Node 1 knows node 2, and is away from then on.
 fn away(joined: &mut Joined, start: Instant) -> (Agent, usize) {
@@ -10,7 +17,7 @@ fn away(joined: &mut Joined, start: Instant) -> (Agent, usize) {
     agent.hello();
     agent.handle_event(welcome(joined, None, START), now_at(start, 1)).unwrap();
     agent.handle_event(items(joined, 0, joined.world.history.len()), now_at(start, 1)).unwrap();
-    assert_eq!(peers(&mut agent, now_at(start, 1)), ["n2"]);
+    assert!(peers(&mut agent, now_at(start, 1)).contains(&"n2".to_owned()));
     agent.session_ended();
     (agent, joined.world.history.len())
 }
@@ -97,4 +104,117 @@ fn what_a_former_key_signs_after_its_policy_raises_an_alarm_also_in_a_first_fram
     assert_eq!(peers(&mut agent, now), ["n2"]);
     assert!(forged.kind() == Kind::NodeGrant && agent.directory().view().members().count() == 2);
     assert_eq!(names_of(&agent.directory().alarms().standing()), [alarm::REFUSED]);
+}
+
+/// Node 2, whose word comes inside the tunnel.
+struct Neighbour {
+    directory: Directory,
+    exchange: Exchange,
+    own: OwnWord,
+    said: Vec<Vec<u8>>,
+}
+
+impl Neighbour {
+    const ADDRESS: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
+
+    /// It has heard all of the history from its keyserver.
+    fn new(world: &World, record: &Envelope, now: Now) -> Self {
+        let view = View::pinned(world.mesh, &world.history[..1]).unwrap();
+        let mut directory = Directory::new(view, World::node(2), None);
+        let (from, to) = (world.position_at(0), world.position());
+        directory.begin_stream();
+        directory.apply_batch(&Batch { from, to, items: &world.history, checkpoint: None }, now.instant).unwrap();
+        let seq = record.unverified::<NodeRecord>().unwrap().seq;
+        let record = RecordHead { seq, hash: record.hash(world.mesh) };
+        let own = OwnWord { node: World::node(2), generation: 1, record, cut_off: false };
+        Self { directory, exchange: Exchange::new(now.instant, 2), own, said: vec![] }
+    }
+
+    /// Talks with the agent until nobody has a word left. Gives the names of the peers each time that facts are given out.
+    fn talk(&mut self, agent: &mut Agent, now: Now) -> Vec<Vec<String>> {
+        let mut told = Vec::new();
+        loop {
+            let asked: Vec<_> = std::iter::from_fn(|| agent.poll_datagram(now)).collect();
+            for (_, bytes) in asked.iter().filter(|(to, _)| *to == Self::ADDRESS) {
+                self.exchange.handle_datagram(World::node(1), bytes, &mut self.directory, &self.own, now.instant);
+            }
+            let said: Vec<_> = std::iter::from_fn(|| self.exchange.poll_transmit()).map(|(_, bytes)| bytes).collect();
+            for bytes in &said {
+                agent.handle_datagram(Self::ADDRESS, bytes, 0, now);
+                if agent.take_facts_due(now) {
+                    told.push(peers(agent, now));
+                }
+            }
+            if asked.is_empty() && said.is_empty() {
+                return told;
+            }
+            assert!(self.said.len() < 1_000, "they talk for ever");
+            self.said.extend(said);
+        }
+    }
+}
+
+/// The tunnel to node 2 comes up: it is greeted.
+fn greet(agent: &mut Agent, now: Now) {
+    let facts = agent.facts(now);
+    let number = facts.peers.iter().find(|peer| peer.node == World::node(2)).unwrap().number;
+    agent.set_live(&[number], now);
+    agent.take_facts_due(now);
+}
+
+#[test]
+fn a_peer_brings_what_grants_anew_before_anybody_is_let_go() {
+    let (mut joined, start) = (joined(), Instant::now());
+    // On more than one page, each with more than a peer may be asked for in vain.
+    for number in 3..=30 {
+        let grant = joined.world.grant(number, 1);
+        joined.world.record(number, 1, &grant);
+    }
+    let (mut agent, _) = away(&mut joined, start);
+    let now = now_at(start, 60);
+    greet(&mut agent, now);
+    joined.world.replace_issuer(0, 0);
+    let grants: Vec<Envelope> = (1..=30).map(|number| joined.world.grant(number, 1)).collect();
+    let record = joined.world.record(2, 2, &grants[1]);
+    let told = Neighbour::new(&joined.world, &record, now).talk(&mut agent, now);
+    assert_eq!(told.last().map(Vec::len), Some(29), "{told:?}");
+    assert!(told.iter().all(|peers| peers.len() == 29), "somebody was let go: {told:?}");
+    let view = agent.directory().view();
+    assert!((view.policy().version, view.fallen().count()) == (2, 0));
+    assert_eq!(view.member(World::node(2)).unwrap().record.as_ref().unwrap().envelope, record);
+    assert!(agent.identity().membership().grant == grants[0], "its own new grant is on disk");
+    let alarms = names_of(&agent.directory().alarms().standing());
+    assert!(alarms.is_empty(), "{alarms:?}");
+}
+
+#[test]
+fn a_peer_that_brings_half_of_it_gains_two_seconds_whatever_it_repeats() {
+    let (mut joined, start) = (joined(), Instant::now());
+    let (mut agent, _) = away(&mut joined, start);
+    let now = now_at(start, 60);
+    greet(&mut agent, now);
+    let record = joined.world.history.last().unwrap().clone();
+    joined.world.replace_issuer(0, 0);
+    joined.world.grant_by_former(2, 2);
+    let mut neighbour = Neighbour::new(&joined.world, &record, now);
+    assert!(neighbour.talk(&mut agent, now).is_empty());
+    assert_eq!(agent.directory().view().fallen().count(), 2);
+    for second in [61, 62, 63] {
+        // No keyserver answers, and the peer says all of it again.
+        agent.session_ended();
+        let (now, ignored) = (now_at(start, second), agent.exchange().counters().dropped);
+        for bytes in neighbour.said.clone() {
+            agent.handle_datagram(Neighbour::ADDRESS, &bytes, 0, now);
+        }
+        if second == 61 {
+            assert!(!agent.take_facts_due(now));
+            assert!(agent.poll_timeout() <= now_at(start, 62).instant);
+            continue;
+        }
+        assert!(agent.exchange().counters().dropped == ignored + neighbour.said.len() as u64, "it is a stranger");
+        assert!(agent.directory().address_of(World::node(2), now.instant).is_none());
+        assert!(second == 63 || agent.take_facts_due(now));
+        assert!(peers(&mut agent, now).is_empty(), "what the policy put out is out");
+    }
+    assert_eq!(names_of(&agent.directory().alarms().standing()), [alarm::DROPPED]);
 }
