@@ -30,6 +30,7 @@ fn lifecycle(strict: &mut Strict) -> Result<()> {
     refuses_to_grant(strict)?;
     two_nodes_join(strict)?;
     an_identity_key_waits_for_its_issuer(strict)?;
+    a_revoked_node_comes_back_by_its_issuer(strict)?;
     no_key_that_grants_is_here(strict)?;
     second_issuer(strict)?;
     root_is_rotated(strict)?;
@@ -112,6 +113,31 @@ fn an_identity_key_waits_for_its_issuer(strict: &mut Strict) -> Result<()> {
     wait::until_true("pods reach each other with the new key", SETTLE, || {
         Ok(!ping(&one.netns()?, two.v4(), 2, new_marker())?.times.is_empty())
     })
+}
+
+fn a_revoked_node_comes_back_by_its_issuer(strict: &mut Strict) -> Result<()> {
+    let key = strict.desk.path("revoker");
+    strict.mesh.admin(&["node", "revoke", "n2", "--reason", "lost", "--signer", &key])?;
+    let (one, two) = (strict.mesh.pod("n1", "d")?, strict.mesh.pod("n2", "d")?);
+    let reaches = || Ok(!ping(&one.netns()?, two.v4(), 2, new_marker())?.times.is_empty());
+    ensure!(!reaches()?, "n1 reaches a revoked node");
+    let told = strict.mesh.admin(&["node", "restore", "n2"])?;
+    ensure!(told.contains("n2 waits for issuer") && told.contains("--restore n2"), "{told}");
+    let waits = strict.mesh.admin_json(&["grant", "list-pending"])?;
+    ensure!(waits["pending"][0]["restoration"] == true && waits["pending"][0]["name"] == "n2", "{waits}");
+    // It survives a crash, and nobody signs it by the way.
+    strict.mesh.kill_keyserver()?;
+    strict.mesh.start_keyserver()?;
+    let unseen = format!("{:#}", strict.sign_grants("issuer-a", "unseen").unwrap_err());
+    ensure!(unseen.contains("it is revoked") && unseen.contains("--restore n2"), "{unseen}");
+    ensure!(!reaches()?, "n1 reaches a node that only waits");
+    let (pending, signed, key) =
+        (strict.desk.path("pending"), strict.desk.path("restored"), strict.desk.path("issuer-a"));
+    let sign = ["grant", "sign", &pending, "--signer", &key, "--out", &signed, "--mesh-id", &strict.mesh_id, "--yes"];
+    strict.desk.run(&[&sign[..], &["--restore", "n2"]].concat())?;
+    strict.mesh.admin(&["grant", "import", &signed])?;
+    strict.wait_pending(0)?;
+    wait::until_true("n1 reaches it again", Duration::from_secs(60), reaches)
 }
 
 /// Looks at every byte of the keyserver's disk for each key of the desk, in every form it is written in.

@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
-use crate::directory::{ClusterRequest, RevocationTicket, RotationProgress, TokenRequest};
+use crate::directory::{ClusterRequest, Restored, RevocationTicket, RotationProgress, TokenRequest};
 use crate::writer::{Operator, Stopped, Writer};
 
 /// Operators at once. Each may hold one line of 1 MiB.
@@ -289,7 +289,10 @@ async fn one_answer(
         }
         AdminRequest::NodeRestore { node } => {
             let restored = writer.call(move |directory| directory.restore(&node)).await?;
-            restored.map(|node| AdminReply::Nodes { nodes: vec![node] })
+            restored.map(|restored| match restored {
+                Restored::Granted(node) => AdminReply::Nodes { nodes: vec![node] },
+                Restored::Pending(waits) => AdminReply::GrantsPending { pending: vec![waits], file: String::new() },
+            })
         }
         AdminRequest::Rotate { order, .. } => {
             let plan = writer.call(move |directory| directory.plan_rotation(&order)).await?;

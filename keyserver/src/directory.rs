@@ -53,6 +53,7 @@ pub(crate) use cluster::ClusterRequest;
 pub(crate) use enrol::{Enrolment, JoinAttempt, ShowError, Shown};
 pub(crate) use history::{History, layout};
 use reserve::Reservations;
+pub(crate) use restore::Restored;
 pub(crate) use revoke::RevocationTicket;
 pub(crate) use rotate::RotationProgress;
 pub(crate) use session::{Frame, Hello, Opening, SessionKey};

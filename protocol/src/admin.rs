@@ -383,6 +383,9 @@ pub struct PendingStatus {
     /// The identity key that a member wants in place of the one it has.
     #[serde(default)]
     pub identity: Option<KeyId>,
+    /// A revoked node that is to come back.
+    #[serde(default)]
+    pub restoration: bool,
     /// Prefixes reserved for it.
     pub prefixes: Vec<IpNet>,
     /// Its serial.

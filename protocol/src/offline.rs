@@ -181,6 +181,14 @@ pub enum GrantReason {
         #[n(0)]
         held: Envelope,
     },
+    /// A revoked node comes back: the grant lifts the revocation. A person has to know that its machine is in good hands.
+    #[n(3)]
+    #[cbor(map)]
+    Restoration {
+        /// The grant it had last.
+        #[n(0)]
+        held: Envelope,
+    },
 }
 
 /// Grants as an issuer signed them.
@@ -333,7 +341,7 @@ impl Memory {
             return Err(MemoryError::OldIdentity { name: grant.name.clone(), held });
         }
         // The others keep their serial, which is checked against the grant that they follow.
-        if matches!(request.reason, GrantReason::Join { .. }) {
+        if matches!(request.reason, GrantReason::Join { .. } | GrantReason::Restoration { .. }) {
             let (held, got) = (self.serial, grant.serial);
             if got <= held {
                 return Err(MemoryError::OldSerial { name: grant.name.clone(), held, got });

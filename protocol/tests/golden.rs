@@ -176,6 +176,11 @@ fn files_for_machines_without_a_network() {
     let request = |reason| GrantRequest { grant: grant(1), reason, until: NOW };
     let succession = GrantReason::Succession { held: seal_grant(&grant(1)) };
     let succession = GrantRequest { grant: succeeded(1, &[2]), reason: succession, until: NOW };
+    let restoration = GrantReason::Restoration { held: seal_grant(&grant(1)) };
+    let lifts = Some(sealed_policy_1().hash(mesh()));
+    let restored = NodeGrant { generation: 2, serial: 9, lifts, ..grant(1) };
+    let restoration = GrantRequest { grant: restored, reason: restoration, until: NOW };
+    let restorations = GrantRequests { mesh: mesh_file.clone(), requests: vec![restoration] };
     let requests = GrantRequests { mesh: mesh_file.clone(), requests: vec![request(join), request(renewal)] };
     let successions = GrantRequests { mesh: mesh_file.clone(), requests: vec![succession] };
     let grants = SignedGrants { mesh: mesh(), grants: vec![seal_grant(&grant(1))] };
@@ -191,6 +196,7 @@ fn files_for_machines_without_a_network() {
             "mesh-reached": text(&MeshFile { reached: Some(Reached { generation: 3, serial: 41 }), ..mesh_file.clone() }),
             "grant-requests": text(&requests),
             "grant-requests-of-a-later-key": text(&successions),
+            "grant-requests-of-a-revoked-node": text(&restorations),
             "signed-grants": text(&grants),
             "policy-proposal": text(&proposal),
         }),

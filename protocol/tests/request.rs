@@ -120,6 +120,53 @@ fn a_renewal_gives_time_and_nothing_else() {
 }
 
 #[test]
+fn a_revoked_node_comes_back_as_what_it_was_and_behind_all_others() {
+    let mut view = view();
+    let held = grant(1);
+    view.apply(&seal_grant(&held)).unwrap();
+    let revocation = Envelope::seal(mesh(), &revocation(1), &[&revoker()]);
+    view.apply(&revocation).unwrap();
+    let back = NodeGrant {
+        generation: held.generation + 1,
+        serial: held.serial + 5,
+        issued: NOW + 60,
+        expires: NOW + 86_400,
+        lifts: view.to_lift(held.node),
+        ..held.clone()
+    };
+    let request = |grant: NodeGrant| GrantRequest {
+        grant,
+        reason: GrantReason::Restoration { held: seal_grant(&held) },
+        until: NOW + 7 * 86_400,
+    };
+    view.check_request(&request(back.clone()), NOW).unwrap();
+    // The desk knows the policies only.
+    support::view().check_request(&request(back.clone()), NOW).unwrap();
+    for wrong in [
+        NodeGrant { lifts: None, ..back.clone() },
+        NodeGrant { generation: held.generation, ..back.clone() },
+        NodeGrant { serial: held.serial, ..back.clone() },
+        NodeGrant { name: name("n9"), ..back.clone() },
+        NodeGrant { identity: identity(9).verify_key(), ..back.clone() },
+        NodeGrant { tags: Vec::new(), ..back.clone() },
+        NodeGrant { external: true, ..back.clone() },
+        NodeGrant { pod_cidrs: vec!["10.1.0.0/16".parse().unwrap()], ..back.clone() },
+    ] {
+        assert!(support::view().check_request(&request(wrong.clone()), NOW).is_err(), "{wrong:?}");
+    }
+    let mut foreign = request(back.clone());
+    foreign.reason = GrantReason::Restoration { held: Envelope::seal(mesh(), &held, &[&keyserver()]) };
+    assert!(view.check_request(&foreign, NOW).is_err(), "a grant that no issuer signed");
+    let mut renewal = request(back.clone());
+    renewal.reason = GrantReason::Renewal { held: seal_grant(&held) };
+    assert!(support::view().check_request(&renewal, NOW).is_err(), "a renewal lifts nothing");
+    // Nobody's place is taken by it.
+    let mut memory = Memory { serial: back.serial, ..Memory::first(&view) };
+    assert!(matches!(memory.sign(&request(back.clone())), Err(MemoryError::OldSerial { .. })));
+    memory.sign(&request(NodeGrant { serial: back.serial + 1, ..back })).unwrap();
+}
+
+#[test]
 fn a_signer_remembers_policies_and_serials() {
     let view = view();
     let mut memory = Memory::first(&view);

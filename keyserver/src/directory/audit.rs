@@ -15,7 +15,7 @@ use mesh_protocol::audit::{AuditEntry, AuditHead, cut, line_hash};
 use mesh_protocol::control::{Refusal, RefusalCode};
 use mesh_protocol::envelope::{Envelope, Kind};
 use mesh_protocol::id::{Hash, NodeId};
-use mesh_protocol::offline::GrantRequest;
+use mesh_protocol::offline::{GrantReason, GrantRequest};
 use mesh_protocol::record::{NodeGrant, NodeRecord, Revocation, TrustPolicy};
 use mesh_protocol::{cbor, token::TokenLimits};
 use tracing::{info, warn};
@@ -245,18 +245,25 @@ impl Directory {
 
     /// A node that begins to wait for an issuer elsewhere, or that does no more without having got in.
     fn deed_of_waiting(&self, operation: &Operation, all: &[Operation]) -> Option<Deed> {
-        let (action, request) = match operation {
+        let (what, request) = match operation {
             Operation::Put(key, value) if key.starts_with(layout::RESERVATIONS) => {
-                ("join-pending", cbor::from_slice::<GrantRequest>(value).ok()?)
+                ("pending", cbor::from_slice::<GrantRequest>(value).ok()?)
             }
             Operation::Delete(key) => {
                 let node = key.strip_prefix(layout::RESERVATIONS)?.try_into().ok()?;
-                let rejects =
-                    |other: &Operation| matches!(other, Operation::Put(_, value) if value == layout::REJECTED);
-                let action = if all.iter().any(rejects) { "join-reject" } else { "join-expire" };
-                (action, self.reservations.get(NodeId(node))?.clone())
+                let request = self.reservations.get(NodeId(node))?.clone();
+                (if request.until > unix_now() { "reject" } else { "expire" }, request)
             }
             Operation::Put(..) => return None,
+        };
+        let comes_back = matches!(request.reason, GrantReason::Restoration { .. });
+        let action = match (comes_back, what) {
+            (true, "pending") => "restore-pending",
+            (true, "reject") => "restore-reject",
+            (true, _) => "restore-expire",
+            (false, "pending") => "join-pending",
+            (false, "reject") => "join-reject",
+            (false, _) => "join-expire",
         };
         let grant = &request.grant;
         let detail = format!("id {} cluster {} serial {}", grant.node.short(), grant.cluster, grant.serial);

@@ -62,6 +62,12 @@ impl Directory {
         })
     }
 
+    /// Whether name and prefixes of a node that was here before are free still.
+    pub(super) fn check_place(&self, held: &NodeGrant) -> Result<(), Refusal> {
+        self.check_name(&held.name, held.node)?;
+        held.prefixes().try_for_each(|prefix| self.check_free(prefix, held.node))
+    }
+
     fn check_name(&self, name: &Name, node: NodeId) -> Result<(), Refusal> {
         match self.view().member_named(name) {
             Some((holder, member)) if holder != node => Err(refusal(

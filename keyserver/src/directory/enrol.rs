@@ -274,6 +274,7 @@ impl Directory {
 }
 
 /// The part of a transaction that counts a use of a token.
+#[derive(Default)]
 pub(super) struct TokenUse {
     pub(super) compare: Vec<Compare>,
     pub(super) operations: Vec<Operation>,

@@ -188,6 +188,17 @@ impl History {
         self.granted.values().filter(is_out)
     }
 
+    /// A grant as its issuer signed it, looked for from the beginning.
+    pub(crate) fn signed(store: &dyn Store, grant: &NodeGrant) -> Result<Option<Envelope>, LoadError> {
+        let mut changes = Changes { store, next: 1, page: VecDeque::new() };
+        while let Some(envelope) = changes.next()? {
+            if envelope.unverified::<NodeGrant>().is_ok_and(|one| one == *grant) {
+                return Ok(Some(envelope));
+            }
+        }
+        Ok(None)
+    }
+
     /// The changes after `from`; `None` where only a full map helps: another history, or too long ago, or not yet.
     pub(crate) fn since(&self, from: Position) -> Option<Vec<Envelope>> {
         if from.epoch != self.position.epoch || from.revision == 0 {

@@ -71,7 +71,7 @@ impl Directory {
         }
     }
 
-    fn pending_status(&self, request: &GrantRequest) -> Option<PendingStatus> {
+    pub(super) fn pending_status(&self, request: &GrantRequest) -> Option<PendingStatus> {
         let grant = &request.grant;
         Some(PendingStatus {
             node: grant.node,
@@ -81,6 +81,7 @@ impl Directory {
             renewal: matches!(request.reason, GrantReason::Renewal { .. }),
             regrant: self.view().is_regrant(request),
             identity: matches!(request.reason, GrantReason::Succession { .. }).then(|| grant.identity.id()),
+            restoration: matches!(request.reason, GrantReason::Restoration { .. }),
             prefixes: grant.prefixes().collect(),
             serial: grant.serial,
             until: request.until,

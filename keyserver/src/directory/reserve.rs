@@ -79,7 +79,7 @@ impl Reservations {
 pub(super) fn token_of(request: &GrantRequest) -> Option<TokenId> {
     match &request.reason {
         GrantReason::Join { claim, .. } => Some(claim.token),
-        GrantReason::Renewal { .. } | GrantReason::Succession { .. } => None,
+        GrantReason::Renewal { .. } | GrantReason::Succession { .. } | GrantReason::Restoration { .. } => None,
     }
 }
 

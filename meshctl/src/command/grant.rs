@@ -27,13 +27,14 @@ Examples:
 
 const LIST_HELP: &str = "\
 A node that asks to join waits here for seven days. Members whose grants come to their end, or whose issuer has another key, \
-are in the list, too, and those that replace their identity key; 'regrant' is one that a stolen key granted to.
+are in the list, too, and those that replace their identity key; 'regrant' is one that a stolen key granted to, 'restore' a revoked \
+node that 'meshctl node restore' named.
 
 Examples:
   meshctl grant list-pending
   meshctl grant list-pending --out pending.txt
 
-JSON: {\"pending\": [{\"node\", \"name\", \"cluster\", \"issuer\", \"renewal\", \"regrant\", \"identity\", \"prefixes\", \"serial\", \"until\"}], \
+JSON: {\"pending\": [{\"node\", \"name\", \"cluster\", \"issuer\", \"renewal\", \"regrant\", \"identity\", \"restoration\", \"prefixes\", \"serial\", \"until\"}], \
 \"file\": text for 'grant sign'}";
 
 const SIGN_HELP: &str = "\
@@ -100,6 +101,9 @@ pub(crate) struct Sign {
     /// Also nodes whose grant a stolen key signed: the thief may have made them up, so look at each
     #[arg(long)]
     regrant: bool,
+    /// Also this revoked node, whose machine you know to be in good hands; repeat it for several
+    #[arg(long, value_name = "NAME")]
+    restore: Vec<String>,
     /// The mesh, at the first use of a key
     #[arg(long, value_name = "ID")]
     mesh_id: Option<MeshId>,
@@ -168,7 +172,7 @@ fn table(pending: &[PendingStatus]) -> String {
             grant.node.short(),
             grant.cluster.to_string(),
             grant.identity.map_or_else(
-                || reason(grant.renewal, grant.regrant).to_owned(),
+                || if grant.restoration { "restore" } else { reason(grant.renewal, grant.regrant) }.to_owned(),
                 |key| format!("identity key {}", key.short()),
             ),
             grant.serial.to_string(),
@@ -271,6 +275,9 @@ fn judge<'a>(
             Ok(_) if view.is_regrant(request) && !args.regrant => {
                 Err("a stolen key granted to it: if you know this node, sign with --regrant".to_owned())
             }
+            Ok(_) if comes_back(request) && !args.restore.iter().any(|restored| restored == name) => {
+                Err(format!("it is revoked: if its machine is in good hands, sign with --restore {name}"))
+            }
             Ok(_) if good.iter().any(collides) => Err("it collides with another grant of this file".to_owned()),
             Ok(_) => remembered.memory.sign(request).map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
@@ -281,6 +288,10 @@ fn judge<'a>(
         }
     }
     good
+}
+
+fn comes_back(request: &GrantRequest) -> bool {
+    matches!(request.reason, GrantReason::Restoration { .. })
 }
 
 fn requests_table(requests: &[&GrantRequest], view: &View) -> String {
@@ -295,6 +306,7 @@ fn requests_table(requests: &[&GrantRequest], view: &View) -> String {
                 ("joining", output::maybe(token), output::maybe(limits.map(|limits| limits.uses)))
             }
             GrantReason::Renewal { .. } => (reason(true, view.is_regrant(request)), "-".to_owned(), "-".to_owned()),
+            GrantReason::Restoration { .. } => ("restore", "-".to_owned(), "-".to_owned()),
             GrantReason::Succession { .. } => ("identity key", "-".to_owned(), "-".to_owned()),
         };
         table.row([

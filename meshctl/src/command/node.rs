@@ -41,12 +41,13 @@ Exit status: 0 if every connected node confirmed in time; the revocation is in f
 
 const RESTORE_HELP: &str = "\
 Only for a machine that was never out of your hands: whoever has its key is in again. The new grant names the revocation \
-that it lifts; name, address and pod CIDRs are those it had, and have to be free still.
+that it lifts; name, address and pod CIDRs are those it had, and have to be free still. Where the issuer's key is elsewhere, \
+the node waits for it as one that joins does (meshctl grant --help).
 
 Examples:
   meshctl node restore n1
 
-JSON: the node as in 'meshctl node list'";
+JSON: the node as in 'meshctl node list'; where its issuer's key is elsewhere, {\"pending\": [..]} as 'meshctl grant list-pending'";
 
 /// Show the nodes of the mesh, or cut one off
 #[derive(Debug, clap::Subcommand)]
@@ -210,10 +211,24 @@ fn revoke(args: Revoke, context: &Context) -> anyhow::Result<()> {
 }
 
 fn restore(args: Restore, context: &Context) -> anyhow::Result<()> {
-    let nodes = match context.ask_keyserver(&AdminRequest::NodeRestore { node: args.node })? {
-        AdminReply::Nodes { nodes } => nodes,
-        other => return Err(unexpected(other)),
-    };
-    let [node] = nodes.as_slice() else { bail!("the keyserver named no node, or more than one") };
-    context.show(node, || format!("{} is in again, at generation {}\n", node.name, node.generation))
+    match context.ask_keyserver(&AdminRequest::NodeRestore { node: args.node })? {
+        AdminReply::Nodes { nodes } => {
+            let [node] = nodes.as_slice() else { bail!("the keyserver named no node, or more than one") };
+            context.show(node, || format!("{} is in again, at generation {}\n", node.name, node.generation))
+        }
+        AdminReply::GrantsPending { pending, .. } => {
+            let [waits] = pending.as_slice() else { bail!("the keyserver named no node, or more than one") };
+            context.show(&serde_json::json!({ "pending": pending }), || {
+                format!(
+                    "{} waits for issuer {} until {}\n\
+                     next: meshctl grant list-pending --out FILE, grant sign --restore {} there, grant import here\n",
+                    waits.name,
+                    waits.issuer.id().short(),
+                    output::date(waits.until),
+                    waits.name
+                )
+            })
+        }
+        other => Err(unexpected(other)),
+    }
 }

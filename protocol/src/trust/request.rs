@@ -79,6 +79,7 @@ impl View {
             }
             GrantReason::Renewal { held } => self.check_renewal(held, grant, issuer)?,
             GrantReason::Succession { held } => self.check_succession(held, grant, issuer)?,
+            GrantReason::Restoration { held } => self.check_restoration(held, grant)?,
         }
         if now >= request.until || now >= grant.expires {
             return Err(RequestError::Over(grant.name.clone()));
@@ -163,6 +164,23 @@ impl View {
         }
         let (identity, succession) = (held.identity, held.succession.clone());
         self.check_renewed(held, &NodeGrant { identity, succession, ..grant.clone() }, issuer)
+    }
+
+    /// What a revoked node had, at a new place in the order of serials. What a stolen key granted does not come back.
+    fn check_restoration(&self, held: &Envelope, grant: &NodeGrant) -> Result<(), RequestError> {
+        let held = self.check_grant_signature(held)?;
+        let differs = |reason: &str| Err(RequestError::Differs { name: grant.name.clone(), reason: reason.to_owned() });
+        if grant.lifts.is_none() {
+            return differs("it lifts no revocation");
+        }
+        let pq_allowed = grant.pq == held.pq || grant.pq == PostQuantum::Required;
+        let is_later = grant.generation > held.generation && grant.serial > held.serial;
+        let NodeGrant { generation, serial, issued, expires, lifts, pq, .. } = *grant;
+        if *grant != (NodeGrant { generation, serial, issued, expires, lifts, pq, ..held }) || !pq_allowed || !is_later
+        {
+            return differs("a node comes back as what it was");
+        }
+        Ok(())
     }
 
     fn check_renewed(&self, held: NodeGrant, grant: &NodeGrant, issuer: &Issuer) -> Result<(), RequestError> {

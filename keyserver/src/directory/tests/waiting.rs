@@ -137,6 +137,59 @@ fn a_grant_near_its_end_is_listed_and_its_renewal_keeps_its_place() {
 }
 
 #[test]
+fn a_revoked_node_waits_for_its_issuer_and_nobody_takes_its_place_meanwhile() {
+    let mut strict = strict(0, 3);
+    let member = strict.member;
+    let held = strict.directory.view().member(member).unwrap().grant.object.clone();
+    strict.directory.revoke("n1", "test", false, None).unwrap();
+    let restore = |strict: &mut Strict| match strict.directory.restore("n1") {
+        Ok(Restored::Pending(waits)) => waits,
+        other => panic!("{other:?}"),
+    };
+    let first = restore(&mut strict);
+    assert!(first.restoration && !first.renewal && first.name == held.name, "{first:?}");
+    let old = strict.signed();
+    assert_eq!(strict.refused(&key(), "n1", "10.1.7.0/24").code, RefusalCode::Taken);
+    assert_eq!(strict.refused(&key(), "n2", "10.1.0.0/25").code, RefusalCode::Taken);
+    assert!(strict.directory.view().member(member).is_none(), "not before it is signed");
+    // Rejected, nothing is kept for it, and what was signed is good for nothing.
+    strict.directory.reject_grant("n1").unwrap();
+    let refused = strict.directory.import_grants(&old).unwrap();
+    assert!(refused[0].error.as_deref().is_some_and(|error| error.contains("nothing is reserved")), "{refused:?}");
+    // Asked for twice it waits once, at a new place; the store has it.
+    restore(&mut strict);
+    let last = restore(&mut strict);
+    assert!(last.serial > first.serial && strict.directory.pending_grants().unwrap().0 == [last]);
+    strict.directory.read_back().unwrap();
+    let signed = strict.signed();
+    assert!(strict.directory.import_grants(&signed).unwrap()[0].error.is_none());
+    let back = strict.directory.view().member(member).unwrap().grant.object.clone();
+    assert_eq!((back.name, back.mesh_v4, back.pod_cidrs), (held.name, held.mesh_v4, held.pod_cidrs));
+    assert!(back.lifts.is_some() && back.generation > held.generation);
+    assert!(strict.directory.restore("n1").is_err(), "it is in again");
+    // Revoked again, the same signed grant does not help it.
+    strict.directory.revoke("n1", "test", false, None).unwrap();
+    assert!(strict.directory.import_grants(&signed).unwrap()[0].error.is_some());
+    assert!(strict.directory.view().member(member).is_none());
+    let lines = strict.directory.audit_page(1, u64::MAX - 1).unwrap().join("\n");
+    for action in ["restore-pending", "restore-reject", "\"restore\""] {
+        assert!(lines.contains(action), "{action}: {lines}");
+    }
+}
+
+#[test]
+fn a_revoked_node_whose_place_was_taken_does_not_come_back() {
+    let mut strict = strict(0, 3);
+    strict.directory.revoke("n1", "test", false, None).unwrap();
+    strict.waits(&key(), "n9", "10.1.0.0/24");
+    let taken = strict.directory.restore("n1").unwrap_err();
+    assert!(taken.code == RefusalCode::Taken && taken.message.contains("n9"), "{taken}");
+    strict.directory.reject_grant("n9").unwrap();
+    strict.waits(&key(), "n1", "10.1.9.0/24");
+    assert_eq!(strict.directory.restore("n1").unwrap_err().code, RefusalCode::Taken);
+}
+
+#[test]
 fn the_audit_log_tells_who_waits() {
     let mut strict = strict(0, 2);
     strict.waits(&key(), "n2", "10.1.2.0/24");
