@@ -26,6 +26,7 @@ pub mod netns;
 pub mod nft;
 pub mod route;
 pub mod rule;
+pub mod scratch;
 mod socket;
 pub mod sysctl;
 pub mod watch;

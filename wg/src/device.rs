@@ -16,7 +16,7 @@ use mesh_dataplane::{
     TableError, TableSpec,
     tun::Queue,
     udp::{
-        Socket as _,
+        Socket as _, Trains,
         closed::ClosedSocket,
         system::{SystemConfig, SystemSocket},
     },
@@ -49,6 +49,8 @@ struct Inner {
     mtu: u16,
     /// Key of a device that has none: the data plane wants one, nobody knows it.
     stand_in: SecretKey,
+    /// What its sockets may use.
+    trains: Trains,
 }
 
 /// Why a device did not start.
@@ -67,16 +69,16 @@ pub enum DeviceError {
 }
 
 impl Device {
-    /// Starts the data plane on `queue`: down, without key and peers.
+    /// Starts the data plane on `queue`: down, without key and peers. Its sockets use `trains`.
     ///
     /// # Errors
     ///
     /// See [`DeviceError`].
-    pub fn start(queue: Box<dyn Queue>) -> Result<(Self, Option<Events>), DeviceError> {
+    pub fn start(queue: Box<dyn Queue>, trains: Trains) -> Result<(Self, Option<Events>), DeviceError> {
         let mut bytes = Zeroizing::new([0; 32]);
         getrandom::fill(&mut *bytes).map_err(io::Error::other)?;
         let stand_in = SecretKey::new(*bytes);
-        let inner = Inner { interface: Interface::default(), socket: None, mtu: 1420, stand_in };
+        let inner = Inner { interface: Interface::default(), socket: None, mtu: 1420, stand_in, trains };
         let table = Arc::new(Table::new(inner.table_spec())?);
         let parts = LaneParts { queue, socket: Box::new(ClosedSocket::new()?) };
         let mut engine = Engine::start(EngineConfig::default(), table, vec![parts])?;
@@ -179,7 +181,7 @@ impl Device {
     /// Binds a socket and hands it to the lane, in place of the one it has.
     fn open_socket(&self, inner: &mut Inner, port: u16) -> io::Result<()> {
         let mark = Some(inner.interface.fwmark()).filter(|mark| *mark != 0);
-        let socket = SystemSocket::bind(&SystemConfig { port, mark, ..SystemConfig::default() })?;
+        let socket = SystemSocket::bind(&SystemConfig { port, mark, trains: inner.trains, ..SystemConfig::default() })?;
         let port = socket.local_addr()?.port();
         let own = socket.as_fd().try_clone_to_owned()?;
         self.engine.replace_socket(0, Box::new(socket)).map_err(io::Error::other)?;

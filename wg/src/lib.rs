@@ -8,10 +8,11 @@
 //! ```
 //!
 //! [`uapi`] and [`interface`] are pure: bytes to values, values to values. [`device`] holds the engine and carries out what
-//! changed; [`listen`] serves the socket; [`link`] follows the device's link.
+//! changed; [`listen`] serves the socket; [`link`] follows the device's link; [`offloads`] tries what the kernel can.
 
 pub mod device;
 pub mod interface;
 pub mod link;
 pub mod listen;
+pub mod offloads;
 pub mod uapi;

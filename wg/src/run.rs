@@ -3,11 +3,15 @@
 use std::{env, os::fd::AsFd, path::Path, sync::Arc, thread, time::Duration};
 
 use anyhow::Context as _;
-use mesh_dataplane::{Event, Events, tun};
+use mesh_dataplane::{
+    Event, Events,
+    tun::{self, DeviceOptions},
+};
 use mesh_wg::{
     device::Device,
     link::LinkWatch,
     listen::{ControlSocket, DIRECTORY},
+    offloads,
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -35,11 +39,13 @@ pub(crate) fn run(iface: &str, in_background: bool) -> anyhow::Result<()> {
     signals.thread_block().context("block signals")?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
-    let opened = tun::Device::open(iface, 1).with_context(|| format!("open TUN device {iface}"))?;
+    let (offloads, trains) = offloads::choose();
+    let options = DeviceOptions { offloads, ..DeviceOptions::default() };
+    let opened = tun::Device::open_with(iface, &options).with_context(|| format!("open TUN device {iface}"))?;
     opened.set_persistent(false).with_context(|| format!("make TUN device {iface} go with this process"))?;
     let queue = opened.into_queues().pop().context("the device has no queue")?;
     let link = LinkWatch::new(queue.as_fd().try_clone_to_owned()?).with_context(|| format!("prepare link {iface}"))?;
-    let (device, events) = Device::start(Box::new(queue))?;
+    let (device, events) = Device::start(Box::new(queue), trains)?;
     let device = Arc::new(device);
     let socket = ControlSocket::bind(Path::new(DIRECTORY), iface)
         .with_context(|| format!("listen on {DIRECTORY}/{iface}.sock"))?;

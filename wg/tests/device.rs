@@ -361,6 +361,24 @@ fn it_goes_into_the_background_when_it_is_ready() {
 }
 
 #[test]
+fn offloads_are_tried_before_it_starts_and_what_cannot_be_tried_is_said() {
+    let (lab, directory) = (Lab::new(), tempfile::tempdir().unwrap());
+    for (prefix, is_tried) in [("", true), ("setpriv --bounding-set=-sys_admin ", false)] {
+        let name = format!("mo{}", std::process::id() % 1_000_000);
+        let log = directory.path().join(&name);
+        let mut command = lab.a.command(&format!("{prefix}{} -f {name}", env!("CARGO_BIN_EXE_mesh-wg")));
+        let mut child = command.env("LOG_LEVEL", "verbose").stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
+        let said = |text: &str| fs::read_to_string(&log).unwrap().contains(text);
+        within("it is ready", || said("device ready"));
+        let log = fs::read_to_string(&log).unwrap();
+        assert_eq!(log.contains("offloads were tried"), is_tried, "{log}");
+        assert_eq!(log.contains("offloads were not tried on this kernel"), !is_tried, "{log}");
+        lab.a.ip(&format!("link del {name}"));
+        child.wait().unwrap();
+    }
+}
+
+#[test]
 fn wg_quick_brings_it_up_and_takes_it_down() {
     let lab = Lab::new();
     let theirs = Device::start(&lab.b, &other());
