@@ -47,9 +47,24 @@ fn rotation_of_all_nodes_loses_no_packet_of_a_million() {
         let counts = stream.finish()?;
         println!("{counts:?} over {} rotations of both nodes", epoch - 1);
         ensure!(epoch > 1, "no rotation happened");
-        ensure!(counts.sent == total && counts.lost() == 0 && counts.duplicated == 0, "{counts:?}");
+        let whole = counts.sent == total && counts.lost() == 0 && counts.duplicated == 0;
+        ensure!(whole, "{counts:?}\n{}", dropped(mesh)?);
         Ok(())
     });
+}
+
+/// Who dropped something: the daemons by their own count, the kernel by its links' and sockets'.
+fn dropped(mesh: &Mesh) -> Result<String> {
+    let mut said = String::new();
+    for name in ["east-1", "west-1"] {
+        let node = mesh.node(name);
+        let links = node.node.output("/usr/sbin/ip", &["-s", "link"])?;
+        let sockets =
+            node.node.output("/usr/bin/cat", &["/proc/net/snmp", "/proc/net/snmp6", "/proc/net/softnet_stat"])?;
+        let udp: Vec<&str> = sockets.lines().filter(|line| line.contains("Udp") || line.contains("0000")).collect();
+        said += &format!("{name}: {}\n{links}\n{}\n", node.status()?["dropped"], udp.join("\n"));
+    }
+    Ok(said)
 }
 
 #[test]
