@@ -175,6 +175,14 @@ impl Peer {
         self.tunnels.iter().any(|tunnel| tunnel.key == key && tunnel.can_send(now))
     }
 
+    /// A key has to be agreed on: who begins to want one begins with the best address, and tries the others until there is one.
+    pub(crate) fn want_agreed(&mut self, now: Instant) {
+        if self.agreed.wanting.is_none() {
+            self.agreed.wanting = Some(now);
+            self.path.begin();
+        }
+    }
+
     /// True while any handshake of ours is unanswered.
     pub(crate) fn is_attempting(&self) -> bool {
         self.tunnels.iter().any(Tunnel::is_attempting)

@@ -23,6 +23,11 @@ fn tunnel_epochs(mesh: &Mesh, node: &str, peer: &str) -> Result<(u64, u64)> {
     Ok((epoch("local_epoch")?, epoch("remote_epoch")?))
 }
 
+/// Where east-1 sends what is for west-1, which has an IPv4 address and an IPv6 address.
+fn endpoint(mesh: &Mesh) -> Result<serde_json::Value> {
+    Ok(mesh.node("east-1").ctl_json(&["peers"])?["peers"][0]["endpoint"].clone())
+}
+
 #[test]
 fn rotation_of_all_nodes_loses_no_packet_of_a_million() {
     scenario("rotate", &[("east-1", "east"), ("west-1", "west")], |mesh| {
@@ -32,7 +37,7 @@ fn rotation_of_all_nodes_loses_no_packet_of_a_million() {
         let rate = 10_000;
         let stream = Stream::start(&a.netns()?, &b.netns()?, b.v4(), rate, total, 64, marker)?;
         wait::until_true("the stream arrives", Duration::from_secs(10), || Ok(stream.arrived() > 1_000))?;
-        let mut epoch = 1;
+        let (mut epoch, endpoint) = (1, endpoint(mesh)?);
         while stream.sent() + u64::from(rate) * 10 < total {
             // Ten rotations over the stream: every packet of some seconds on each pair of keys.
             wait::until_true("its part of the stream is sent", Duration::from_secs(120), || {
@@ -43,6 +48,11 @@ fn rotation_of_all_nodes_loses_no_packet_of_a_million() {
             wait::until_true("packets use the new keys", Duration::from_secs(60), || {
                 Ok(tunnel_epochs(mesh, "east-1", "west-1")? == (epoch, epoch))
             })?;
+            let now = self::endpoint(mesh)?;
+            ensure!(
+                now == endpoint,
+                "a rotation moved the tunnel from {endpoint} to {now}, which nothing was wrong with"
+            );
         }
         let counts = stream.finish()?;
         println!("{counts:?} over {} rotations of both nodes", epoch - 1);

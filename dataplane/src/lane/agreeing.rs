@@ -104,7 +104,7 @@ impl Lane {
             return;
         }
         peer.agreed.asked = Some(now);
-        peer.agreed.wanting.get_or_insert(now);
+        peer.want_agreed(now);
         let TunnelKey { local_epoch, remote_epoch, .. } = peer.desired.key;
         self.report(Event::KeyWanted { lane: self.config.lane, peer: peer.id, local_epoch, remote_epoch });
         self.schedule(peer, now + ASK_AGAIN);
@@ -216,7 +216,7 @@ impl Lane {
             peer.agreed.settle();
             return true;
         }
-        peer.agreed.wanting.get_or_insert(now);
+        peer.want_agreed(now);
         self.begin_handshake(peer, now, out);
         false
     }
