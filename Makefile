@@ -171,7 +171,7 @@ flood: setup root ## a minute each of 100,000 forged handshakes a second, from m
 # The tests themselves skip by name what is not there.
 interop: setup root bench-rivals ## mesh-wg beside wireguard-go, boringtun, gotatun and a kernel's WireGuard in a virtual machine
 	@missing=()
-	for tool in qemu-system-x86_64:qemu-system-x86 cpio:cpio xz:xz-utils; do
+	for tool in qemu-system-x86_64:qemu-system-x86 cpio:cpio xz:xz-utils depmod:kmod; do
 	  command -v "$${tool%%:*}" >/dev/null || missing+=("$${tool##*:}")
 	done
 	if [ $${#missing[@]} -gt 0 ]; then
