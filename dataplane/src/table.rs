@@ -293,8 +293,8 @@ impl Table {
         let peers =
             spec.peers.iter().flat_map(|peer| peer.allowed_ips.iter().map(|prefix| (*prefix, Owner::Peer(peer.id))));
         let prefixes = PrefixMap::new(own.chain(peers))?;
-        let endpoints_of = |peer: &PeerSpec| peer.endpoints.iter().map(|at| (*at, peer.id)).collect::<Vec<_>>();
-        let mut endpoints: Vec<_> = spec.peers.iter().flat_map(endpoints_of).collect();
+        let of_peers = spec.peers.iter().flat_map(|peer| peer.endpoints.iter().map(|at| (*at, peer.id)));
+        let mut endpoints: Vec<_> = of_peers.collect();
         endpoints.sort_unstable();
         Ok(Self { spec, by_id, by_key, local_publics, prefixes, endpoints })
     }

@@ -45,6 +45,9 @@ impl Lane {
     ///
     /// [`Allowance`]: super::Allowance
     pub(super) fn replace_lost_session(&mut self, from: SocketAddr, now: Instant, out: &mut Output) {
+        if self.table.is_plain() {
+            return;
+        }
         let Some(at) = self.pair_at(from) else { return };
         let stands = self.peers.get(self.pairs.position(at)).and_then(Option::as_ref);
         if stands.is_some_and(|peer| peer.is_attempting() || peer.sending(now).is_some()) || !self.lost.take(now) {
@@ -63,8 +66,7 @@ impl Lane {
             let slot = self.pairs.slot_of_lane(spec.lanes, lane.into())?;
             Some(PeerSlot { id: spec.id, slot })
         };
-        let any = !self.table.is_plain();
-        (0..MAX_LANES as u8).filter(|_| any).find_map(other_end)
+        (0..MAX_LANES as u8).find_map(other_end)
     }
 
     /// Sends an initiation for the newest keys of both ends.
