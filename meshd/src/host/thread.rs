@@ -20,7 +20,7 @@ use crate::reconcile::diff::diff;
 use crate::state_dir::{StateDir, StateError};
 
 /// Everything is looked at this often even if nothing was announced: settings change silently.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Announcements within this time are answered by one look.
 const GATHER: Duration = Duration::from_millis(50);
 /// Rounds of look and apply before the rest is left to the next look.
