@@ -35,7 +35,7 @@ SIM := dataplane/sim/Cargo.toml
 APART := $(wildcard $(SIM) dataplane/fuzz/Cargo.toml protocol/fuzz/Cargo.toml wg/fuzz/Cargo.toml)
 
 .PHONY: help setup root interop demo test bench bench-quick bench-rotation bench-rivals fmt fmt-check lint doc build unit sim scale audit fuzz install \
-        soak flood
+        soak flood systemd
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -167,6 +167,10 @@ soak: setup root ## half an hour of mixed traffic, keys rotating each minute (SO
 
 flood: setup root ## a minute each of 100,000 forged handshakes a second, from made-up sources and from one; prints what others felt
 	@MESH_FLOOD_SECONDS=60 $(CARGO) test --locked --release -p mesh-dataplane --test flood -- --nocapture --test-threads=1
+
+systemd: setup root ## the units on two machines with a systemd of their own; in the tests too, where the kernel allows it
+	@$(CARGO) build --locked -q --workspace --bins
+	MESH_SYSTEMD=1 $(CARGO) test --locked -p mesh-e2e --test systemd
 
 # The tests themselves skip by name what is not there.
 interop: setup root bench-rivals ## mesh-wg beside wireguard-go, boringtun, gotatun and a kernel's WireGuard in a virtual machine

@@ -3,6 +3,7 @@
 //! ```text
 //! lab netns link      namespaces for nodes and pods on one underlay, removed with the lab
 //! daemon              keyserver and meshd as child processes: start, wait until ready, kill, read their logs
+//! machine             a systemd of its own on a node
 //! mesh pod            a whole mesh by the commands a user types; pods by the CNI binary
 //! traffic capture     counted packets, verified bytes; what is on the underlay while they pass
 //! wait report         polling with a deadline; the demo's lines and what a failure prints
@@ -17,6 +18,7 @@ pub mod bench;
 pub mod capture;
 pub mod daemon;
 pub mod lab;
+pub mod machine;
 pub mod mesh;
 pub mod pod;
 pub mod report;
