@@ -16,6 +16,7 @@ use crate::{
     key::PublicKey,
     packet::pieces::Assembly,
     table::PeerId,
+    udp::Ends,
 };
 use agreed::AgreedKeys;
 use path::Path;
@@ -25,6 +26,10 @@ use tunnel::{Tunnel, TunnelKey};
 /// Packets and bytes that wait for a handshake with one peer; the newest are dropped beyond.
 const MAX_WAITING: usize = 64;
 const MAX_WAITING_BYTES: usize = 128 << 10;
+/// Handshakes with a peer that answers stay at its endpoint for so long.
+const STEADY: Duration = Duration::from_secs(3);
+/// A peer that has not answered data for so long may be somewhere else: anything is answered after ten seconds.
+const DOUBT: Duration = Duration::from_secs(12);
 /// After a newer tunnel carried data, one on older keys is kept until it was idle for so long.
 pub(crate) const RETIRE_AFTER: Duration = Duration::from_secs(360);
 
@@ -180,6 +185,20 @@ impl Peer {
         if self.agreed.wanting.is_none() {
             self.agreed.wanting = Some(now);
             self.path.begin();
+        }
+    }
+
+    /// Where the next initiation of the tunnel at `position` goes: while the peer answers where it is, not elsewhere too, for
+    /// what comes by another address moves the tunnel there. That it answers does not say that it still hears, so the others
+    /// get their turn all the same.
+    pub(crate) fn next_target(&mut self, position: usize, now: Instant) -> Option<Ends> {
+        let wanting = self.agreed.wanting.map(|since| now.since(since));
+        let trying = self.tunnels[position].attempting_for(now).max(wanting).unwrap_or_default();
+        let answers = self.sending(now).is_some_and(|sending| self.tunnels[sending].unanswered(now) < DOUBT);
+        match self.path.proved() {
+            Some(endpoint) if answers && trying < STEADY => Some(endpoint),
+            // From whichever address the system thinks best: the answer tells which one works.
+            _ => self.path.next_target().map(Ends::from),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Files that travel to a signing machine and back, and what that machine remembers.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, IsTerminal as _, Read, Write as _};
+use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Read, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -57,9 +57,47 @@ pub(crate) fn confirm(question: &str, yes: bool) -> anyhow::Result<()> {
         bail!("{question} Nobody is there to be asked: say it with --yes");
     }
     output::note(&format!("{question} [y/N]"));
+    if says_yes(io::stdin())? { Ok(()) } else { bail!("nothing was signed") }
+}
+
+/// One line, of which the end may be missing: a terminal gives a line, and no end of input.
+fn says_yes(input: impl Read) -> io::Result<bool> {
     let mut answer = String::new();
-    io::stdin().take(16).read_to_string(&mut answer).or_else(|_| io::stdin().read_line(&mut answer))?;
-    if answer.trim().eq_ignore_ascii_case("y") { Ok(()) } else { bail!("nothing was signed") }
+    BufReader::new(input.take(16)).read_line(&mut answer)?;
+    Ok(["y", "yes"].contains(&answer.trim().to_ascii_lowercase().as_str()))
+}
+
+/// With what to sign, and where what is signed goes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Signing {
+    /// The key: a key file, exec:COMMAND or pkcs11:.. (meshctl signer show --help)
+    #[arg(long)]
+    pub(crate) signer: String,
+    /// Where what is signed goes; - for standard output
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// The mesh, at the first use of a key
+    #[arg(long, value_name = "ID")]
+    mesh_id: Option<MeshId>,
+    /// What was seen and signed before [default: KEYFILE.memory for a key file]
+    #[arg(long, value_name = "FILE")]
+    memory: Option<PathBuf>,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+impl Signing {
+    /// Asks the operator whether to sign, unless told not to.
+    pub(crate) fn confirm(&self, question: &str) -> anyhow::Result<()> {
+        confirm(question, self.yes)
+    }
+
+    /// Writes what was signed. Says whether there is room to say more: standard output has one content.
+    pub(crate) fn write(&self, text: &str) -> anyhow::Result<bool> {
+        write(&self.out, text)?;
+        Ok(self.out != Path::new("-"))
+    }
 }
 
 /// What a signing machine remembers of a mesh, on its disk.
@@ -70,13 +108,8 @@ pub(crate) struct Remembered {
 
 impl Remembered {
     /// Opens what was remembered, and holds `view` against it. At first use the operator says which mesh it is.
-    pub(crate) fn open(
-        path: Option<&Path>,
-        signer: &Signer,
-        view: &View,
-        mesh_id: Option<MeshId>,
-        yes: bool,
-    ) -> anyhow::Result<Self> {
+    pub(crate) fn open(signing: &Signing, signer: &Signer, view: &View) -> anyhow::Result<Self> {
+        let Signing { mesh_id, memory: path, yes, .. } = signing;
         if mesh_id.is_some_and(|mesh| mesh != view.mesh()) {
             bail!("the file is of mesh {}, not of the one named with --mesh-id", view.mesh());
         }
@@ -85,7 +118,7 @@ impl Remembered {
             path.push(".memory");
             PathBuf::from(path)
         });
-        let path = path.map(Path::to_owned).or(beside_key);
+        let path = path.clone().or(beside_key);
         if path.is_none() {
             output::note(
                 "no --memory FILE: what this key signed before is not known, so a stolen keyserver can repeat it",
@@ -102,7 +135,7 @@ impl Remembered {
                     view.policy().name,
                     view.mesh()
                 );
-                if yes {
+                if *yes {
                     bail!("{question} Name it with --mesh-id {}", view.mesh());
                 }
                 confirm(&question, false)?;
@@ -128,4 +161,38 @@ fn load(path: &Path) -> anyhow::Result<Option<Memory>> {
     };
     let memory = serde_json::from_reader(file.take(MAX_MEMORY_BYTES));
     Ok(Some(memory.with_context(|| format!("read {}", path.display()))?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    /// Gives what was typed once; asked again it would wait for more.
+    struct Terminal(Option<&'static str>);
+
+    impl Read for Terminal {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let typed = self.0.take().expect("one line was typed, and more is waited for");
+            buffer[..typed.len()].copy_from_slice(typed.as_bytes());
+            Ok(typed.len())
+        }
+    }
+
+    #[test]
+    fn one_line_on_a_terminal_is_an_answer() {
+        for (typed, yes) in [
+            ("y\n", true),
+            ("Yes\n", true),
+            (" y \r\n", true),
+            ("n\n", false),
+            ("\n", false),
+            ("yy\n", false),
+            ("", false),
+        ] {
+            assert_eq!(says_yes(Terminal(Some(typed))).unwrap(), yes, "{typed:?}");
+        }
+        assert!(!says_yes(io::repeat(b'y')).unwrap(), "a line without end");
+    }
 }

@@ -1,5 +1,7 @@
 //! Keys rotate and peers are revoked while packets pass.
 
+use std::net::SocketAddr;
+
 use mesh_dataplane::{command::Event, drop_reason::DropReason};
 use mesh_dataplane_sim::{Sim, millis, minutes, secs};
 
@@ -188,5 +190,76 @@ fn tunnels_on_new_keys_are_spread_over_time() {
     sim.advance(secs(90));
     for other in 1..30 {
         assert!(epochs(&sim, 0, other).contains(&(2, 1)), "{other}");
+    }
+}
+
+const INITIATION: u8 = 1;
+
+/// Two nodes that talk, of which each is reached at two addresses.
+fn with_two_addresses(seed: u64, agreed: bool) -> Sim {
+    let mut sim = Sim::seeded(seed).nodes(2).delay(millis(15));
+    if agreed {
+        sim = sim.agreed();
+    }
+    for (node, address) in ["198.51.100.8:7100", "198.51.100.9:7100"].into_iter().enumerate() {
+        let address = address.parse().unwrap();
+        sim.node_mut(node).add_address(address);
+        sim.node_mut(node).stale_addresses = vec![address];
+        sim.node_mut(node).spread = millis(50);
+    }
+    sim.publish_all();
+    sim.flow(0, 1, millis(10));
+    sim.flow(1, 0, millis(10));
+    sim.advance(secs(3));
+    sim
+}
+
+/// Where each of both sends.
+fn endpoints(sim: &Sim) -> [SocketAddr; 2] {
+    [(0, 1), (1, 0)].map(|(from, to)| sim.peer(from, to).unwrap().endpoint.unwrap())
+}
+
+#[test]
+fn a_rotation_stays_at_the_address_that_answers() {
+    for (seed, agreed) in [(30, false), (31, true)] {
+        let mut sim = with_two_addresses(seed, agreed);
+        let before = endpoints(&sim);
+        // They began at once, each at the other's second address, and do not go on to change places.
+        for _ in 0..100 {
+            sim.advance(millis(7));
+            assert_eq!(endpoints(&sim), before, "agreed keys: {agreed}");
+        }
+        for _ in 0..3 {
+            // Neither end hears at once of the other's new keys, so that handshakes are begun more than once.
+            sim.link.recording = Some(Vec::new());
+            sim.rotate_key(0);
+            sim.advance(millis(700));
+            sim.rotate_key(1);
+            sim.advance(millis(700));
+            sim.publish(0);
+            sim.advance(secs(20));
+            let sent = sim.link.recording.take().unwrap();
+            assert!(sent.iter().any(|sent| sent.bytes[0] == INITIATION));
+            let elsewhere = sent.iter().find(|sent| !before.contains(&sent.to));
+            assert!(elsewhere.is_none(), "agreed keys: {agreed}: {elsewhere:?} {before:?}");
+            assert_eq!(endpoints(&sim), before);
+        }
+        assert!(epochs(&sim, 0, 1).contains(&(4, 4)));
+    }
+}
+
+#[test]
+fn a_way_that_ends_during_a_rotation_is_replaced() {
+    for (seed, agreed) in [(32, false), (33, true)] {
+        let mut sim = with_two_addresses(seed, agreed);
+        // Node 0 still hears node 1, which hears nothing.
+        let [lost, _] = endpoints(&sim);
+        sim.link.set_filter(move |sent| sent.to != lost);
+        sim.rotate_key(0);
+        sim.rotate_key(1);
+        sim.publish_all();
+        sim.advance(secs(10));
+        assert_ne!(endpoints(&sim)[0], lost, "agreed keys: {agreed}");
+        assert!(epochs(&sim, 0, 1).contains(&(2, 2)));
     }
 }

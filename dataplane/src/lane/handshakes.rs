@@ -109,7 +109,7 @@ impl Lane {
     pub(super) fn send_due(&mut self, peer: &mut Peer, position: usize, due: Due, now: Instant, out: &mut Output) {
         match due {
             Due::Initiation(len) => {
-                let target = peer.path.next_target();
+                let target = peer.next_target(position, now);
                 let jitter = self.random.below(Duration::from_secs(1));
                 // A lane that does not answer has to be known soon.
                 let young = |time| time < BLOCKED_AFTER && !self.is_first_pair(peer);
@@ -121,10 +121,9 @@ impl Lane {
                     self.schedule(peer, retry_at);
                 }
                 match target {
-                    // From whichever address the system thinks best: the answer tells which one works.
                     Some(target) => {
                         if let Some(offer) = peer.tunnels[position].offer_ahead(now) {
-                            put_ahead(&offer, len, target.into(), out);
+                            put_ahead(&offer, len, target, out);
                             peer.wire.count_tx(offer.len());
                         }
                         peer.wire.count_tx(len);
@@ -247,7 +246,7 @@ impl Lane {
         match finished {
             Ok(len) => {
                 // Only the peer can have answered an initiation of ours: this address is proved.
-                if let Some(before) = peer.path.prove(from) {
+                if let Some(before) = peer.path.prove(from, now) {
                     let lane = self.config.lane;
                     self.report(Event::EndpointMoved { lane, peer: peer.id, from: before, to: from.remote });
                 }

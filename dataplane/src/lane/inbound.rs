@@ -13,7 +13,7 @@ use crate::{
         mss,
         own::{Kind, Own},
     },
-    peer::tunnel::{COOKIE, DATA, INITIATION, Opened, RESPONSE},
+    peer::tunnel::{COOKIE, DATA, INITIATION, Opened, RESPONSE, TunnelKey},
     table::{Owner, PeerId, Table},
     udp::{Ends, Outer},
 };
@@ -81,7 +81,9 @@ impl Lane {
             Err(reason) => return self.drop(reason),
         };
         let news = !had_session || !peer.up || tunnel.is_newly_confirmed();
-        let moved = peer.path.prove(from);
+        let key = tunnel.key;
+        let stays = peer.path.is_second(from.remote, now) && stays(&self.table, id, key);
+        let moved = if stays { None } else { peer.path.prove(from, now) };
         peer.wire.count_rx(datagram.len());
         let (mut probe, mut class) = (None, outer.class);
         let arrived = match opened {
@@ -140,6 +142,14 @@ pub(super) fn receiver_of(datagram: &[u8], at: usize) -> u32 {
         Some(&[a, b, c, d]) => u32::from_le_bytes([a, b, c, d]),
         _ => 0,
     }
+}
+
+/// Two ends that answer each other where they are heard may each hear the other by the address it is about to leave, and
+/// change places for ever. One stays: that whose key of this tunnel is the lower one.
+fn stays(table: &Table, peer: PeerId, tunnel: TunnelKey) -> bool {
+    let local = table.local_keys().iter().zip(table.local_publics()).find(|(key, _)| key.epoch == tunnel.local_epoch);
+    let remote = table.peer(peer).and_then(|spec| spec.keys.iter().find(|key| key.epoch == tunnel.remote_epoch));
+    !table.is_plain() && local.zip(remote).is_some_and(|((_, local), remote)| *local < remote.public)
 }
 
 /// Decides whether an authentic packet of a peer may come in, and its length; carries congestion marks of the way into it and cuts TCP's

@@ -4,9 +4,12 @@
 //! the peer can have made just now: a response to our initiation, or data. Which of our own addresses that reached is
 //! kept with it: data leaves from there, for nothing else may get through to the peer.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
-use crate::udp::Ends;
+use crate::{clock::Instant, udp::Ends};
+
+/// From an endpoint that nothing came from for so long, traffic moves to another address of the peer's for certain.
+const STILL_THERE: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +17,8 @@ pub(crate) struct Path {
     candidates: Vec<SocketAddr>,
     /// Proved by authenticated traffic.
     proved: Option<Ends>,
+    /// When it proved it last.
+    heard: Option<Instant>,
     /// Initiations sent in this attempt.
     tried: usize,
     /// Once traffic proved an endpoint, candidates are no longer tried: a plain WireGuard peer has one endpoint.
@@ -41,6 +46,15 @@ impl Path {
         self.proved.or_else(|| self.candidates.first().map(|candidate| (*candidate).into()))
     }
 
+    /// Where authenticated traffic came from last, and the address of ours that it reached.
+    pub(crate) fn proved(&self) -> Option<Ends> {
+        self.proved
+    }
+
+    fn proved_remote(&self) -> Option<SocketAddr> {
+        self.proved.map(|ends| ends.remote)
+    }
+
     /// Takes an endpoint that somebody chose by hand: traffic goes there from now on.
     pub(crate) fn redirect(&mut self, to: SocketAddr, lane: u8) {
         if let Some(to) = of_lane(to, lane) {
@@ -65,8 +79,7 @@ impl Path {
         let choices = self.choices();
         let n = self.tried % choices.max(1);
         self.tried += 1;
-        let proved = self.proved.map(|ends| ends.remote);
-        proved.into_iter().chain(self.others()).nth(n)
+        self.proved_remote().into_iter().chain(self.others()).nth(n)
     }
 
     /// The next initiation goes where the last one went.
@@ -79,8 +92,16 @@ impl Path {
         self.tried < self.choices()
     }
 
+    /// True for a candidate beside the proved endpoint, which the peer was heard from just now.
+    pub(crate) fn is_second(&self, from: SocketAddr, now: Instant) -> bool {
+        self.proved_remote().is_some_and(|proved| proved != from)
+            && self.heard.is_some_and(|heard| now.since(heard) < STILL_THERE)
+            && self.candidates.contains(&from)
+    }
+
     /// Authenticated traffic came from `from`; returns what was there before if that is another address.
-    pub(crate) fn prove(&mut self, from: Ends) -> Option<Option<SocketAddr>> {
+    pub(crate) fn prove(&mut self, from: Ends, now: Instant) -> Option<Option<SocketAddr>> {
+        self.heard = Some(now);
         if self.proved == Some(from) {
             return None;
         }
@@ -95,7 +116,7 @@ impl Path {
 
     /// Candidates to try beside the proved endpoint.
     fn others(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        let proved = self.proved.map(|ends| ends.remote);
+        let proved = self.proved_remote();
         let none = self.follows_traffic_only && proved.is_some();
         self.candidates.iter().copied().filter(move |candidate| !none && Some(*candidate) != proved)
     }
@@ -114,11 +135,15 @@ mod tests {
         ([192, 0, 2, 1], port).into()
     }
 
+    fn now() -> Instant {
+        Instant::from_start(Duration::from_secs(1))
+    }
+
     #[test]
     fn tries_the_proved_endpoint_then_each_candidate() {
         let mut path = Path::new(&[address(1), address(2)], 0);
-        assert_eq!(path.prove(address(1).into()), None, "already the endpoint");
-        assert_eq!(path.prove(address(9).into()), Some(Some(address(1))));
+        assert_eq!(path.prove(address(1).into(), now()), None, "already the endpoint");
+        assert_eq!(path.prove(address(9).into(), now()), Some(Some(address(1))));
         path.begin();
         let targets: Vec<_> = (0..4).map(|_| path.next_target()).collect();
         assert_eq!(targets, [9, 1, 2, 9].map(|port| Some(address(port))));
@@ -129,7 +154,7 @@ mod tests {
     fn new_candidates_do_not_move_a_proved_endpoint() {
         let mut path = Path::new(&[], 0);
         assert_eq!(path.next_target(), None);
-        path.prove(address(5).into());
+        path.prove(address(5).into(), now());
         path.set_candidates(&[address(6)], 0);
         assert_eq!(path.endpoint(), Some(address(5).into()));
     }
@@ -146,12 +171,22 @@ mod tests {
     fn our_end_follows_without_being_a_move() {
         let by = |local: u8| Ends { remote: address(1), local: Some([192, 0, 2, local].into()) };
         let mut path = Path::new(&[address(1)], 0);
-        assert_eq!(path.prove(by(7)), None, "the endpoint is where it was");
+        assert_eq!(path.prove(by(7), now()), None, "the endpoint is where it was");
         assert_eq!(path.endpoint(), Some(by(7)));
-        assert_eq!(path.prove(by(8)), None);
+        assert_eq!(path.prove(by(8), now()), None);
         assert_eq!(path.endpoint(), Some(by(8)));
         path.forget_local();
         assert_eq!(path.endpoint(), Some(address(1).into()));
         assert!(path.next_target().is_some() && !path.has_untried(), "still one address to try");
+    }
+
+    #[test]
+    fn a_second_address_is_a_candidate_while_the_endpoint_is_heard() {
+        let mut path = Path::new(&[address(1), address(2)], 0);
+        assert!(!path.is_second(address(2), now()), "nothing is proved");
+        path.prove(address(1).into(), now());
+        assert!(path.is_second(address(2), now()) && !path.is_second(address(1), now()));
+        assert!(!path.is_second(address(9), now()), "nobody listed it: the peer moved");
+        assert!(!path.is_second(address(2), now() + STILL_THERE), "the endpoint went silent");
     }
 }

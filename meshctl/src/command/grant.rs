@@ -6,13 +6,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, bail};
 use mesh_protocol::admin::{AdminReply, AdminRequest, PendingStatus};
 use mesh_protocol::envelope::Envelope;
-use mesh_protocol::id::MeshId;
 use mesh_protocol::offline::{GrantReason, GrantRequest, GrantRequests, InFile as _, SignedGrants};
 use mesh_protocol::trust::View;
 use serde::Serialize;
 
 use super::{Context, unexpected};
-use crate::files::{self, Remembered};
+use crate::files::{self, Remembered, Signing};
 use crate::output::{self, Table};
 use crate::signer::Signer;
 
@@ -89,12 +88,9 @@ pub(crate) struct ListPending {
 pub(crate) struct Sign {
     /// File of 'grant list-pending --out'; - for standard input
     file: PathBuf,
-    /// The issuer's key: a key file, exec:COMMAND or pkcs11:.. (meshctl signer show --help)
-    #[arg(long)]
-    signer: String,
-    /// Where the signed grants go; - for standard output
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
+    /// The issuer's key signs.
+    #[command(flatten)]
+    signing: Signing,
     /// Only this node; repeat it for several
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -104,15 +100,6 @@ pub(crate) struct Sign {
     /// Also this revoked node, whose machine you know to be in good hands; repeat it for several
     #[arg(long, value_name = "NAME")]
     restore: Vec<String>,
-    /// The mesh, at the first use of a key
-    #[arg(long, value_name = "ID")]
-    mesh_id: Option<MeshId>,
-    /// What was signed before [default: KEYFILE.memory for a key file]
-    #[arg(long, value_name = "FILE")]
-    memory: Option<PathBuf>,
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
 }
 
 /// Bring signed grants to the keyserver
@@ -208,9 +195,9 @@ struct Refused {
 
 fn sign(args: &Sign, context: &Context) -> anyhow::Result<()> {
     let file: GrantRequests = files::read(&args.file)?;
-    let signer = Signer::open(&args.signer)?;
+    let signer = Signer::open(&args.signing.signer)?;
     let view = file.mesh.view().context("verify the trust policies in the file")?;
-    let mut remembered = Remembered::open(args.memory.as_deref(), &signer, &view, args.mesh_id, args.yes)?;
+    let mut remembered = Remembered::open(&args.signing, &signer, &view)?;
     let mut outcome = Outcome::default();
     let good = judge(&file, &view, args, &signer, &mut remembered, &mut outcome);
     for refused in &outcome.refused {
@@ -222,10 +209,11 @@ fn sign(args: &Sign, context: &Context) -> anyhow::Result<()> {
     let shown = requests_table(&good, &view);
     output::note_lines(&shown);
     let count = output::plural(good.len(), "grant", "grants");
-    files::confirm(
-        &format!("Sign {count} in mesh {} with key {}?", view.policy().name, signer.public().id().short()),
-        args.yes,
-    )?;
+    args.signing.confirm(&format!(
+        "Sign {count} in mesh {} with key {}?",
+        view.policy().name,
+        signer.public().id().short()
+    ))?;
     let mut grants = Vec::new();
     for request in good {
         grants.push(signer.sign(view.mesh(), Envelope::unsigned(&request.grant))?);
@@ -233,8 +221,7 @@ fn sign(args: &Sign, context: &Context) -> anyhow::Result<()> {
     }
     // First remembered, then given away.
     remembered.save()?;
-    files::write(&args.out, &SignedGrants { mesh: view.mesh(), grants }.to_text())?;
-    if args.out != std::path::Path::new("-") {
+    if args.signing.write(&SignedGrants { mesh: view.mesh(), grants }.to_text())? {
         context.show(&outcome, || format!("signed: {}", output::list(&outcome.signed)))?;
     }
     if !outcome.refused.is_empty() {

@@ -14,7 +14,7 @@ use mesh_protocol::record::TrustPolicy;
 use mesh_protocol::trust::{View, check_policy};
 
 use super::{Context, unexpected};
-use crate::files::{self, Remembered};
+use crate::files::{self, Remembered, Signing};
 use crate::output::{self, Table};
 use crate::signer::Signer;
 
@@ -113,21 +113,9 @@ pub(crate) struct Propose {
 pub(crate) struct Sign {
     /// File of 'policy propose' or 'keyserver init --strict'; - for standard input
     file: PathBuf,
-    /// The root's key: a key file, exec:COMMAND or pkcs11:.. (meshctl signer show --help)
-    #[arg(long)]
-    signer: String,
-    /// Where the signed proposal goes; - for standard output
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
-    /// The mesh, at the first use of a key
-    #[arg(long, value_name = "ID")]
-    mesh_id: Option<MeshId>,
-    /// What was seen before [default: KEYFILE.memory for a key file]
-    #[arg(long, value_name = "FILE")]
-    memory: Option<PathBuf>,
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
+    /// A root's key signs.
+    #[command(flatten)]
+    signing: Signing,
 }
 
 /// Bring a signed policy to the keyserver
@@ -255,14 +243,14 @@ fn propose(args: &Propose, context: &Context) -> anyhow::Result<()> {
 
 fn sign(args: &Sign, context: &Context) -> anyhow::Result<()> {
     let file: PolicyProposal = files::read(&args.file)?;
-    let signer = Signer::open(&args.signer)?;
+    let signer = Signer::open(&args.signing.signer)?;
     let policy: TrustPolicy = file.proposal.unverified().context("read the proposed policy")?;
     check_policy(&policy)?;
     if policy.version == 1 {
         return sign_first(args, &signer, file, &policy, context);
     }
     let view = file.mesh.view().context("verify the trust policies in the file")?;
-    let remembered = Remembered::open(args.memory.as_deref(), &signer, &view, args.mesh_id, args.yes)?;
+    let remembered = Remembered::open(&args.signing, &signer, &view)?;
     let held = view.policy();
     if policy.version != held.version + 1 || policy.previous != Some(view.policy_hash()) {
         bail!("the proposal does not follow policy {} of the file", held.version);
@@ -278,7 +266,7 @@ fn sign(args: &Sign, context: &Context) -> anyhow::Result<()> {
         view.mesh(),
         changes.join("\n  ")
     ));
-    files::confirm(&format!("Sign it with root {}?", signer.public().id().short()), args.yes)?;
+    args.signing.confirm(&format!("Sign it with root {}?", signer.public().id().short()))?;
     let proposal = signer.sign(view.mesh(), file.proposal)?;
     let signed = proposal.signers().filter(|id| held.roots.iter().any(|root| root.id() == *id)).count();
     remembered.save()?;
@@ -302,7 +290,7 @@ fn sign_first(
         policy.name,
         policy_text(policy)
     ));
-    files::confirm(&format!("Sign it with root {}?", signer.public().id().short()), args.yes)?;
+    args.signing.confirm(&format!("Sign it with root {}?", signer.public().id().short()))?;
     let proposal = signer.sign(NO_MESH, file.proposal)?;
     let signed = proposal.signers().filter(|id| policy.roots.iter().any(|root| root.id() == *id)).count();
     let changes = vec![format!("makes mesh {mesh}")];
@@ -317,8 +305,7 @@ fn finish(
     (signed, needed): (usize, usize),
     context: &Context,
 ) -> anyhow::Result<()> {
-    files::write(&args.out, &file.to_text())?;
-    if args.out == std::path::Path::new("-") {
+    if !args.signing.write(&file.to_text())? {
         return Ok(());
     }
     let value = serde_json::json!({ "version": version, "changes": changes, "signed": signed, "needed": needed });
