@@ -28,8 +28,8 @@ const MAX_WAITING: usize = 64;
 const MAX_WAITING_BYTES: usize = 128 << 10;
 /// Handshakes with a peer that answers stay at its endpoint for so long.
 const STEADY: Duration = Duration::from_secs(3);
-/// A peer that has not answered data for so long may be somewhere else: anything is answered after ten seconds.
-const DOUBT: Duration = Duration::from_secs(12);
+/// When data stayed unanswered for so long, longer than an honest peer takes, the way may have ended.
+pub(crate) const DOUBT: Duration = Duration::from_secs(12);
 /// After a newer tunnel carried data, one on older keys is kept until it was idle for so long.
 pub(crate) const RETIRE_AFTER: Duration = Duration::from_secs(360);
 

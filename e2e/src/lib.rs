@@ -3,7 +3,7 @@
 //! ```text
 //! lab netns link      namespaces for nodes and pods on one underlay, removed with the lab
 //! daemon              keyserver and meshd as child processes: start, wait until ready, kill, read their logs
-//! machine             a systemd of its own on a node
+//! machine             a systemd of its own on a node, in a control_group
 //! mesh pod            a whole mesh by the commands a user types; pods by the CNI binary
 //! traffic capture     counted packets, verified bytes; what is on the underlay while they pass
 //! wait report         polling with a deadline; the demo's lines and what a failure prints
@@ -16,6 +16,7 @@
 
 pub mod bench;
 pub mod capture;
+mod control_group;
 pub mod daemon;
 pub mod lab;
 pub mod machine;

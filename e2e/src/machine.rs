@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::control_group;
 use crate::daemon::binary;
 use crate::lab::Node;
 use crate::wait;
@@ -50,10 +51,11 @@ pub struct Machine {
 /// What is missing.
 pub fn possible() -> Result<()> {
     ensure!(Path::new(SYSTEMD).exists(), "systemd is not installed");
-    control_group().map(drop)
+    own_group().map(drop)
 }
 
-fn control_group() -> Result<PathBuf> {
+/// The control group of version 2 that this process is in.
+fn own_group() -> Result<PathBuf> {
     let own = fs::read_to_string("/proc/self/cgroup")?;
     let own = own.lines().find_map(|line| line.strip_prefix("0::/")).context("no control group of version 2")?;
     let root = CONTROL_GROUPS.iter().map(Path::new).find(|root| root.join("cgroup.controllers").exists());
@@ -88,8 +90,8 @@ impl Disk {
     /// # Errors
     /// If the kernel refuses a namespace or a mount, or systemd is not up within a minute.
     pub fn boot(&self) -> Result<Machine> {
-        let groups = control_group()?;
-        remove_leftovers(&groups);
+        let groups = own_group()?;
+        control_group::remove_leftovers(&groups, PREFIX);
         let group = groups.join(format!("{PREFIX}{}-{}", std::process::id(), self.node.name()));
         fs::create_dir_all(&group).with_context(|| format!("make {}", group.display()))?;
         for program in ["meshd", "meshctl", "keyserver"] {
@@ -113,6 +115,7 @@ impl Disk {
             .args([include_str!("machine/boot.sh"), "boot.sh"])
             .arg(&self.directory)
             .arg(binary("meshd")?.parent().context("a program without a directory")?)
+            .args(ENVIRONMENT)
             .stdout(output.try_clone()?)
             .stderr(output)
             .process_group(0)
@@ -217,27 +220,8 @@ impl Drop for Machine {
         let _ = self.unshare.kill();
         let _ = self.unshare.wait();
         // The kernel ends what was in there, a moment later.
-        let _ = wait::until_true("the machine's control groups are empty", PATIENCE, || Ok(remove(&self.group)));
-    }
-}
-
-/// Removes a tree of control groups; false while there are processes in it.
-fn remove(group: &Path) -> bool {
-    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove(&entry.path());
-        }
-    }
-    fs::remove_dir(group).is_ok() || !group.exists()
-}
-
-/// Removes the groups of tests that were killed.
-fn remove_leftovers(groups: &Path) {
-    for entry in fs::read_dir(groups).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            remove(&entry.path());
-        }
+        let _ = wait::until_true("the machine's control groups are empty", PATIENCE, || {
+            Ok(control_group::remove(&self.group))
+        });
     }
 }

@@ -135,12 +135,12 @@ fn keys_are_sealed_to_the_machine(near: &Machine, far: &Machine) -> Result<()> {
     answers(near, "far")?;
 
     // Not in another's hands: neither without the unit, nor on a machine with another secret.
-    far.sh("systemctl stop meshd; mv /var/lib/systemd/credential.secret /root/")?;
+    far.sh("systemctl stop meshd; cd /var/lib/systemd; mv credential.secret away")?;
     let by_hand = far.run("meshd", &["run", "--config", "/etc/mesh/meshd.toml"])?;
     let said = String::from_utf8_lossy(&by_hand.stderr);
     ensure!(!by_hand.status.success() && said.contains("is sealed: start meshd by its unit"), "{said}");
     ensure!(far.sh("systemctl start meshd").is_err(), "it started on a machine that cannot open the credential");
-    far.sh("systemctl stop meshd; mv /root/credential.secret /var/lib/systemd/; systemctl start meshd")?;
+    far.sh("systemctl stop meshd; cd /var/lib/systemd; mv away credential.secret; systemctl start meshd")?;
     answers(far, "near")
 }
 

@@ -81,8 +81,7 @@ impl Lane {
             Err(reason) => return self.drop(reason),
         };
         let news = !had_session || !peer.up || tunnel.is_newly_confirmed();
-        let key = tunnel.key;
-        let stays = peer.path.is_second(from.remote, now) && stays(&self.table, id, key);
+        let stays = peer.path.is_second(from.remote, now) && stays(&self.table, id, tunnel.key);
         let moved = if stays { None } else { peer.path.prove(from, now) };
         peer.wire.count_rx(datagram.len());
         let (mut probe, mut class) = (None, outer.class);

@@ -10,7 +10,7 @@ use crate::{
     command::Event,
     drop_reason::DropReason,
     peer::{
-        Detour, Peer,
+        DOUBT, Detour, Peer,
         tunnel::{Due, Sealed},
     },
 };
@@ -21,9 +21,6 @@ const PULSE: Duration = Duration::from_secs(1);
 const REOPEN: Duration = Duration::from_secs(30);
 /// Age at which a session is renewed that only keepalives pass (whitepaper, section 6.2).
 const RENEW_AFTER: Duration = Duration::from_secs(120);
-/// When data stayed unanswered for so long, longer than an honest peer takes, the address of ours that it leaves from may
-/// have lost its way out: the system chooses another.
-const DOUBT_SOURCE: Duration = Duration::from_secs(12);
 /// Peers a call serves, so that packets get their turn.
 const BUDGET: usize = 64;
 
@@ -59,7 +56,8 @@ impl Lane {
 
     fn handle_peer_timeout(&mut self, peer: &mut Peer, now: Instant, out: &mut Output) {
         let sending = peer.sending(now);
-        if sending.is_some_and(|n| peer.tunnels[n].unanswered(now) >= DOUBT_SOURCE) {
+        if sending.is_some_and(|n| peer.tunnels[n].unanswered(now) >= DOUBT) {
+            // The address of ours that data leaves from may have lost its way out: the system chooses another.
             peer.path.forget_local();
         }
         self.end_turn(peer, now);

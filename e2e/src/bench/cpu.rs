@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::child;
+use crate::control_group;
 
 /// Where the two generations of control groups count processor time.
 const PLACES: [(&str, Unit); 3] = [
@@ -70,7 +71,7 @@ impl Cpu {
             if usage(&root, unit).is_err() {
                 continue;
             }
-            remove_leftovers(&root);
+            control_group::remove_leftovers(&root, PREFIX);
             let group = root.join(format!("{PREFIX}{}", std::process::id()));
             if fs::create_dir(&group).and_then(|()| enter(&group)).is_ok() {
                 return Ok(Self { root, unit, group: Some(group), ticks });
@@ -179,15 +180,4 @@ fn usage(group: &Path, unit: Unit) -> Result<f64> {
     let stat = fs::read_to_string(group.join("cpu.stat"))?;
     let usage = stat.lines().find_map(|line| line.strip_prefix("usage_usec ")).context("no usage_usec")?;
     Ok(usage.parse::<f64>()? / 1e6)
-}
-
-/// Groups of benches that were killed.
-fn remove_leftovers(root: &Path) {
-    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let pid = name.strip_prefix(PREFIX).and_then(|pid| pid.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            let _ = fs::remove_dir(entry.path());
-        }
-    }
 }

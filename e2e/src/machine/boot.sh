@@ -1,9 +1,10 @@
-# Boots a systemd of its own over a copy-on-write view of this root: boot.sh DIRECTORY PROGRAMS.
+# Boots a systemd of its own over a copy-on-write view of this root: boot.sh DIRECTORY PROGRAMS NAME=VALUE..
 #
 # Run as the first process of new mount, PID, UTS, IPC and cgroup namespaces. In DIRECTORY, a file system of its own: what the
 # machine wrote, which a second boot finds again, and `init`, the number by which the outside knows its first process.
 set -eu
 directory=$1 programs=$2
+shift 2
 # The old /proc still counts as the outside does.
 read -r outside _ </proc/self/stat
 mkdir -p "$directory"/{upper,work,root}
@@ -52,5 +53,4 @@ echo "$outside" >"/outside$directory/init"
 umount -l outside
 # systemd hands credentials over by a mount that has to reach it from a process beside it.
 mount --make-rshared /
-exec env -i container=mesh PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-  SYSTEMD_UNIT_PATH="/etc/systemd/system:/$units" /lib/systemd/systemd --unit=multi-user.target --show-status=no
+exec env -i container=mesh "$@" /lib/systemd/systemd --unit=multi-user.target --show-status=no
