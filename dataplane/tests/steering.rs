@@ -90,8 +90,10 @@ fn the_program_stays_with_the_device() {
     for port in 1..100 {
         socket.send_to(&[1], ("10.2.0.1", port)).unwrap();
     }
-    let packets = read_all(&mut queues);
-    assert!(packets.len() >= 99);
+    let mut packets = read_all(&mut queues);
+    // What the device said while its queues were opened one by one went to those that there were.
+    packets.retain(|(_, packet)| flow_of(packet).is_some());
+    assert_eq!(packets.len(), 99);
     for (queue, packet) in packets {
         assert_eq!(queue, flow.lane_of(&packet, LANES));
     }
